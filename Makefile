@@ -1,0 +1,70 @@
+# Every target sets itself up: .venv, torch, this package and what the target needs. Nothing is installed outside .venv.
+#
+#   make demo     train an agent with GRPO and with GiGPO on this machine; writes curves and numbers
+#   make test     the whole test suite
+#   make bench    benchmarks against torch and other libraries
+#   make doctor   which path every operation takes here, and a comparison of each with the reference
+#   make lint     ruff
+#   make clean    remove .venv and everything that was built
+#
+# Variables: PY=python3.12          the Python that .venv is made from
+#            TORCH='torch>=2.11'    another torch than the version this release was tested with (after: make clean)
+#            TORCH_INDEX=URL        where pip finds torch, for example PyTorch's index of CPU wheels
+#            GIGPO_EXT=auto|off|cpu|cuda   which native libraries to build (auto: what can be built)
+#            PYTEST_ARGS='-k loss'  more arguments for pytest
+
+PY          ?= python3
+TORCH       ?= torch==2.13.0
+TORCH_INDEX ?=
+GIGPO_EXT   ?= auto
+PYTEST_ARGS ?=
+export TORCH_INDEX GIGPO_EXT
+
+BIN          := .venv/bin
+PIP          := $(BIN)/python -m pip --disable-pip-version-check
+BUILD_INPUTS := setup.py pyproject.toml $(wildcard csrc/*)
+
+.PHONY: help demo test bench doctor lint clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: .venv/.ready-demo
+	$(BIN)/python -m examples.demo $(DEMO_ARGS)
+
+test: .venv/.ready-test
+	$(BIN)/pytest -n auto $(PYTEST_ARGS)
+
+bench: .venv/.ready-bench
+	$(BIN)/pytest bench --benchmark-only $(PYTEST_ARGS)
+
+doctor: .venv/.ready-triton
+	$(BIN)/python -m gigpo_fast doctor --selftest
+
+lint: .venv/.lint
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf .venv build dist *.egg-info gigpo_fast/*.so
+
+.venv/.made:
+	@sh scripts/preflight.sh "$(PY)"
+	$(PY) -m venv .venv
+	touch $@
+
+.venv/.lint: .venv/.made
+	$(PIP) install ruff
+	touch $@
+
+# torch first and alone: the C++ is compiled against the torch that is there, so it must be there when the package is built.
+.venv/.torch: .venv/.made
+	$(PIP) install $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") "$(TORCH)"
+	$(PIP) install "setuptools>=77" ninja
+	touch $@
+
+# One stamp for each set of extras in pyproject.toml. Editing csrc/ rebuilds the libraries; editing Python needs nothing.
+.venv/.ready-%: .venv/.torch $(BUILD_INPUTS)
+	$(PIP) install --no-build-isolation -e ".[$*]"
+	@$(BIN)/python -m gigpo_fast doctor --native
+	touch $@

@@ -1,0 +1,96 @@
+"""Reading the arguments of the advantage functions: labels, scores, steps and which rows count.
+
+Scores are worked on in float64 whatever they come in, and rounded once at the end. Rows that are not valid are zeroed here, on
+entry, so that nothing stored in them can reach a result.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks
+
+_SCORES = (*checks.FLOATS, *checks.INTEGERS, torch.bool)
+_SHOWN = 8  # rows named in a message
+
+
+def result_dtype(*values: Tensor | None) -> torch.dtype:
+    """float64 if any of the values is, else float32."""
+    return torch.float64 if any(value is not None and value.dtype == torch.float64 for value in values) else torch.float32
+
+
+def row_count(function: str, name: str, value: Any) -> int:
+    """S, from the argument that sets it."""
+    return checks.tensor(function, name, value, shape=(None,), dtypes=_SCORES, fix="pass one score a row").shape[0]
+
+
+def validity(function: str, valid: Tensor | None, like: Tensor) -> Tensor:
+    """(S,) bool, True everywhere for None."""
+    if valid is None:
+        return torch.ones(like.shape, dtype=torch.bool, device=like.device)
+    return checks.mask(function, valid, tuple(like.shape), like.device, name="valid")
+
+
+def scores(function: str, name: str, value: Any, valid: Tensor) -> Tensor:
+    """(S,) float64, detached, 0 where not valid."""
+    checks.tensor(function, name, value, shape=tuple(valid.shape), dtypes=_SCORES, device=valid.device, fix="pass one score a row")
+    values = torch.where(valid, value.detach(), 0).to(torch.float64)
+    if checks.full_validation():
+        fail_at(
+            function, name, ~values.isfinite(), "finite in valid rows", "not finite",
+            "set valid=False in rows without a score, or correct the reward function",
+        )
+    return values
+
+
+def labels(function: str, name: str, value: Any, valid: Tensor) -> Tensor:
+    """(S,) int64 that are equal where the labels are. Integers of any size, or a list (or NumPy array) of str or int; never floats."""
+    fix = "labels are compared, not rounded: pass int64 ids, or a list of str or int"
+    if isinstance(value, Tensor):
+        checks.tensor(function, name, value, shape=tuple(valid.shape), dtypes=checks.INTEGERS, device=valid.device, fix=fix)
+        return value.to(torch.int64)
+    if hasattr(value, "tolist"):  # a NumPy array, without importing NumPy
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)):
+        checks.fail(function, name, "an integer tensor or a list of str or int", type(value).__name__, fix, error=TypeError)
+    if len(value) != valid.shape[0]:
+        checks.fail(function, name, f"{valid.shape[0]} labels long", len(value), "pass one label a row")
+    used = valid.tolist()
+    filler = next((label for label, wanted in zip(value, used) if wanted), 0)
+    kept = [label if wanted else filler for label, wanted in zip(value, used)]
+    for row, label in enumerate(kept):
+        if isinstance(label, bool) or not isinstance(label, (str, bytes, int)):
+            checks.fail(function, name, "a list of str or int", f"{type(label).__name__} {label!r} in row {row}", fix, error=TypeError)
+    from ..anchor import group_ids
+
+    return group_ids(kept).to(valid.device)
+
+
+def steps(function: str, value: Any, valid: Tensor) -> Tensor | None:
+    """(S,) int64, the place of each row in its trajectory; None where the rows stand in time order."""
+    if value is None:
+        return None
+    fix = "number the steps of a trajectory with integers that grow with time"
+    if isinstance(value, (list, tuple)) and all(isinstance(step, int) for step in value):
+        value = torch.tensor(value, dtype=torch.int64, device=valid.device)
+    checks.tensor(function, "step", value, shape=tuple(valid.shape), dtypes=checks.INTEGERS, device=valid.device, fix=fix)
+    return value.to(torch.int64)
+
+
+def discount(function: str, gamma: Any) -> float:
+    """A discount factor in [0, 1]."""
+    fix = "pass a discount between 0 and 1, for example gamma=0.95"
+    value = checks.number(function, "gamma", gamma, at_least=0.0, fix=fix)
+    if value > 1.0:
+        checks.fail(function, "gamma", "in [0, 1]", gamma, fix)
+    return value
+
+
+def fail_at(function: str, argument: str, wrong: Tensor, expected: str, got: str, fix: str) -> None:
+    """Raise if any row is `wrong`, naming the first few. Reads values: call it under full validation only."""
+    if not bool(wrong.any()):
+        return
+    rows = wrong.nonzero().flatten().tolist()
+    more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
+    raise ValueError(f"{function}: {argument} must be {expected}, got {got} in rows {', '.join(map(str, rows[:_SHOWN]))}{more}; {fix}")

@@ -1,0 +1,102 @@
+"""GiGPO's two levels: the whole trajectory among those of its task, and the step among those taken in the same state."""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..types import GiGPOAdvantages
+from . import arguments
+from .group import check_one_group, trajectory_scores
+from .moments import moments, standardise
+from .returns import Timeline, returns_to_go, time_order
+from .segments import segment_sum, to_rows
+from .statistics import CORRECTED, GroupStatistics, check_options
+
+
+def gigpo_advantages(
+    rewards: Tensor,  # (S,) float, int or bool, reward of each step
+    trajectory: Tensor | list,  # (S,) int64 or a list of str or int, unique over all tasks
+    group: Tensor | list,  # (S,) int64 or a list of str or int, task of each step
+    anchor: Tensor | list,  # (S,) int64 or a list of str or int, state of each step; -1 = none
+    *,
+    gamma: float,
+    step: Tensor | list | None = None,  # (S,) int64, time of each step in its trajectory
+    valid: Tensor | None = None,  # (S,) bool
+    episode_scores: Tensor | None = None,  # (S,) float, used in place of the trajectory's sum of rewards
+    step_returns: Tensor | None = None,  # (S,) float, used in place of the discounted returns
+    step_weight: float = 1.0,
+    scale: str | None = None,
+    statistics: GroupStatistics = CORRECTED,
+) -> GiGPOAdvantages:  # four of (S,) float32, float64 if rewards, episode_scores or step_returns are
+    """How much better a trajectory was than the others of its task, plus how much better a step was than others from its state.
+
+    The same, slowly:
+
+        total = torch.stack([rewards[trajectory == i].sum() for i in trajectory])
+        returns = discounted_returns(rewards, trajectory, gamma=gamma)
+        episode = group_advantages(total, group, trajectory=trajectory)
+        pair = torch.stack([group, anchor], 1).unique(dim=0, return_inverse=True)[1]
+        step = group_advantages(returns, pair)
+        advantages = episode + step_weight * step
+
+    Step groups never cross tasks, even where `anchor` repeats a label; a state visited twice in a trajectory counts twice; a
+    state seen once gives 0. Anchor -1, as `anchor.group_states` gives rows that are not valid, is no state: such a step gets 0
+    at the step level (an error under full validation, if valid). `episode_scores` and `step_returns` are used as they are, per
+    row, and may carry penalties; the mean score of a trajectory's rows is then its score in the group's statistics. Rows that
+    are not valid are outside every statistic, returns skip them, and all four results are 0 there.
+    Sums, means and deviations in float64, each result rounded once; the order of the rows changes no bit if `step` is given
+    (without it rows must keep the time order of their trajectory). Carries no gradient. Waits for no GPU if labels are tensors.
+    Raises for float labels, gamma outside [0, 1], step_weight < 0; under full validation also for scores that are not finite, a
+    repeated (trajectory, step) and a trajectory in two groups.
+    Source: Eq. 3, 5, 7, 8 of GiGPO (arXiv 2505.10978).
+    """
+    function = "gigpo_advantages"
+    gamma = arguments.discount(function, gamma)
+    check_options(function, scale, statistics)
+    step_weight = checks.number(function, "step_weight", step_weight, at_least=0.0, fix="1.0 is usual, 0.0 turns the step level off")
+    arguments.row_count(function, "rewards", rewards)
+    dtype = arguments.result_dtype(rewards, episode_scores, step_returns)
+    counted = arguments.validity(function, valid, rewards)
+    values = arguments.scores(function, "rewards", rewards, counted)
+    own, task, state = (
+        arguments.labels(function, name, label, counted) for name, label in (("trajectory", trajectory), ("group", group), ("anchor", anchor))
+    )
+    check_one_group(function, own, task, counted)
+    if checks.full_validation():
+        arguments.fail_at(
+            function, "anchor", counted & (state == -1), "the id of a state in valid rows", "-1 (no state)",
+            "pass the same `valid` to group_states and here",
+        )
+    timeline = time_order(function, own, arguments.steps(function, step, counted), counted, all_valid=valid is None)
+
+    if step_returns is None:
+        # Rounded before they are compared, so that what is returned is what was compared.
+        returns = returns_to_go(values, timeline, gamma).to(dtype).to(torch.float64)
+    else:
+        returns = arguments.scores(function, "step_returns", step_returns, counted)
+    if episode_scores is None:
+        scores = _trajectory_sums(values, timeline).to(dtype).to(torch.float64)
+    else:
+        scores = arguments.scores(function, "episode_scores", episode_scores, counted)
+
+    unit, units = scores, counted
+    if statistics.count == "trajectory" and episode_scores is None:
+        units = to_rows(timeline.first, timeline.order)  # the rows of a trajectory share one score: any of them stands for it
+    elif statistics.count == "trajectory":
+        unit, units = trajectory_scores(scores, counted, own, task)
+    episode = standardise(scores, moments(unit, units, task, ddof=statistics.ddof), scale, statistics)
+    episode = torch.where(counted, episode, 0.0)
+
+    met = counted & (state != -1)
+    among_steps = dataclasses.replace(statistics, singleton="zero")
+    micro = standardise(returns, moments(returns, met, state, task, ddof=statistics.ddof), scale, among_steps)
+    micro = torch.where(met, micro, 0.0)
+    return GiGPOAdvantages(*(result.to(dtype) for result in (episode + step_weight * micro, episode, micro, returns)))
+
+
+def _trajectory_sums(rewards: Tensor, timeline: Timeline) -> Tensor:
+    """(S,) float64, the sum of the rewards of each row's trajectory, added in time order."""
+    total = segment_sum(rewards.index_select(0, timeline.order), timeline.trajectory)
+    return to_rows(total.index_select(0, timeline.trajectory), timeline.order)

@@ -1,0 +1,48 @@
+"""Segments: rows with equal labels, brought together by sorting.
+
+Labels are only ever compared, never used as sizes or addresses, so negative and huge ones cost nothing. Nothing here reads a
+value back to the host, and no sum depends on thread timing: on a GPU the sums are sorted ones, not atomic ones.
+"""
+
+import torch
+from torch import Tensor
+
+
+def sort_rows(*keys: Tensor) -> Tensor:
+    """(S,) int64, the order that sorts rows by `keys`, the last key first in importance; ties keep the order of the rows."""
+    order = torch.argsort(keys[0], stable=True)
+    for key in keys[1:]:
+        order = order.index_select(0, torch.argsort(key.index_select(0, order), stable=True))
+    return order
+
+
+def segment_ids(order: Tensor, *labels: Tensor) -> Tensor:
+    """(S,) int64, dense number of each sorted row's segment: a new one starts where any label changes."""
+    starts = torch.zeros_like(order, dtype=torch.bool)
+    for label in labels:
+        ordered = label.index_select(0, order)
+        starts[1:] |= ordered[1:] != ordered[:-1]
+    return starts.cumsum(0)
+
+
+def segment_sum(values: Tensor, segment: Tensor) -> Tensor:
+    """(S,) the sum of each segment (zeros beyond the last), added in the order of the rows."""
+    total = torch.zeros_like(values)
+    if values.device.type == "cpu":
+        return total.index_add_(0, segment, values)  # one thread
+    return total.index_put_((segment,), values, accumulate=True)  # sorts by segment first; index_add_ would use atomics
+
+
+def segment_min(values: Tensor, segment: Tensor, empty: float) -> Tensor:
+    """(S,) the minimum of each segment, `empty` beyond the last."""
+    return torch.full_like(values, empty).scatter_reduce_(0, segment, values, "amin")
+
+
+def segment_max(values: Tensor, segment: Tensor, empty: float) -> Tensor:
+    """(S,) the maximum of each segment, `empty` beyond the last."""
+    return torch.full_like(values, empty).scatter_reduce_(0, segment, values, "amax")
+
+
+def to_rows(values: Tensor, order: Tensor) -> Tensor:
+    """(S,) sorted values back in the order of the rows."""
+    return torch.empty_like(values).scatter_(0, order, values)

@@ -1,0 +1,60 @@
+"""Between steps and tokens: which step a token belongs to, and a step's advantage at each of its tokens."""
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from . import arguments
+
+
+def step_ids(
+    mask: Tensor,  # (B, T) bool, True = this token is trained
+    *,
+    turns: bool = False,
+) -> Tensor:  # (B, T) int64, -1 = none
+    """The step that each trained token belongs to.
+
+    The same, slowly:
+
+        step = -1
+        for i, t in itertools.product(range(B), range(T)):
+            step += bool(mask[i, t] and (t == 0 or not mask[i, t - 1]))
+            ids[i, t] = (step if turns else i) if mask[i, t] else -1
+
+    Without `turns` row i is step i (one row per step). With `turns` a row is a whole trajectory and each run of trained tokens in
+    it is one step; steps are numbered row by row, in time. A turn without a trained token gets no number, and two turns with
+    nothing between them are one run: keep at least one prompt token between turns, and leave empty ones out of the rewards.
+    """
+    checks.tensor("step_ids", "mask", mask, shape=(None, None), fix="pass a mask with one row per sequence")
+    checks.mask("step_ids", mask, tuple(mask.shape), mask.device)
+    if turns:
+        starts = mask.clone()
+        starts[:, 1:] &= ~mask[:, :-1]
+        ids = starts.flatten().cumsum(0).view(mask.shape) - 1
+    else:
+        ids = torch.arange(mask.shape[0], device=mask.device)[:, None]
+    return torch.where(mask, ids, -1)
+
+
+def to_tokens(
+    advantages: Tensor,  # (S,) float, advantage of each step
+    step_ids: Tensor,  # any shape, int64, step of each token, -1 = none
+) -> Tensor:  # shape of step_ids, dtype of advantages
+    """The advantage of its step at every token, 0 where there is none.
+
+    The same, slowly: `torch.where(step_ids >= 0, advantages[step_ids.clamp(min=0)], 0.0)`.
+
+    Under full validation raises for ids outside [-1, S).
+    """
+    checks.tensor("to_tokens", "advantages", advantages, shape=(None,), dtypes=checks.FLOATS, fix="pass one advantage a step")
+    checks.tensor("to_tokens", "step_ids", step_ids, dtypes=(torch.int64,), device=advantages.device, fix="advantage.step_ids(mask) makes them")
+    steps = advantages.shape[0]
+    if checks.full_validation():
+        wrong = (step_ids < -1) | (step_ids >= steps)
+        arguments.fail_at(
+            "to_tokens", "step_ids", wrong.flatten(), f"in [-1, {steps}) for {steps} advantages", "an id outside",
+            "compute advantages and step_ids from the same batch: one advantage for every step that has trained tokens",
+        )
+    # One more entry, 0, for the tokens of no step: nothing stored in a step can reach them.
+    padded = torch.cat([advantages, advantages.new_zeros(1)])
+    return padded.index_select(0, torch.where(step_ids < 0, steps, step_ids).flatten()).view(step_ids.shape)

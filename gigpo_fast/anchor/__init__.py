@@ -1,0 +1,9 @@
+"""Anchor states: which steps of a group were taken in the same state.
+
+Grouping is exact by default (bytes decide), by similarity on request, and gives the same ids on every path and device.
+"""
+
+from .grouping import group_ids, group_states
+from .similar import group_similar_states
+
+__all__ = ["group_ids", "group_similar_states", "group_states"]

@@ -1,0 +1,114 @@
+"""Argument checks with one message form: function, argument, expected, got, and what to do.
+
+Metadata checks (shape, dtype, device) always run and never wait for a device. Checks of values run only
+under full validation, because on a GPU they would.
+"""
+
+import contextlib
+import contextvars
+import os
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+_validation: contextvars.ContextVar[str | None] = contextvars.ContextVar("gigpo_fast_validation", default=None)
+_LEVELS = ("metadata", "full")
+
+
+@contextlib.contextmanager
+def validation(level: str):
+    """Set how much is checked inside a `with` block: "metadata" (never waits for a device) or "full" (values too).
+
+    The default outside any block is the environment variable GIGPO_FAST_VALIDATE, else "metadata".
+    """
+    if level not in _LEVELS:
+        raise ValueError(f"validation: level must be one of {_LEVELS}, got {level!r}; use \"full\" while debugging")
+    token = _validation.set(level)
+    try:
+        yield
+    finally:
+        _validation.reset(token)
+
+
+def full_validation() -> bool:
+    """True where value checks are wanted. Never true while torch.compile traces: values do not exist there."""
+    if torch.compiler.is_compiling():
+        return False
+    level = _validation.get()
+    if level is None:
+        level = os.environ.get("GIGPO_FAST_VALIDATE", "metadata")
+        if level not in _LEVELS:
+            raise ValueError(f"validation: GIGPO_FAST_VALIDATE must be one of {_LEVELS}, got {level!r}; unset it or correct it")
+    return level == "full"
+
+
+def fail(function: str, argument: str, expected: str, got: Any, fix: str, *, error: type[Exception] = ValueError) -> NoReturn:
+    """Raise the one message form. `got` is described (shape, dtype, device) when it is a tensor."""
+    raise error(f"{function}: {argument} must be {expected}, got {describe(got)}; {fix}")
+
+
+def describe(value: Any) -> str:
+    """A short description of a value for a message: tensors by shape, dtype and device, others by repr."""
+    if isinstance(value, Tensor):
+        device = "" if value.device.type == "cpu" else f" on {value.device}"
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}{device}"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def tensor(
+    function: str,
+    name: str,
+    value: Any,
+    *,
+    shape: tuple[int | None, ...] | None = None,
+    dtypes: tuple[torch.dtype, ...] | None = None,
+    device: torch.device | None = None,
+    fix: str = "pass a tensor of that shape and dtype",
+) -> Tensor:
+    """Check one tensor argument; None in `shape` stands for any length. Shapes must be equal: nothing is broadcast."""
+    if not isinstance(value, Tensor):
+        fail(function, name, "a torch.Tensor", f"{type(value).__name__} {describe(value)}", fix, error=TypeError)
+    if shape is not None and not _fits(value, shape):
+        fail(function, name, _expected(shape, dtypes), value, fix)
+    if dtypes is not None and value.dtype not in dtypes:
+        fail(function, name, _expected(shape or tuple(value.shape), dtypes), value, fix, error=TypeError)
+    if device is not None and value.device != device:
+        fail(function, name, f"on {device}", f"{describe(value)} on {value.device}", "move it with .to(device)")
+    return value
+
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
+
+
+def mask(function: str, value: Any, shape: tuple[int, ...], device: torch.device, *, name: str = "mask") -> Tensor:
+    """Check a mask: bool, the exact shape. A float mask is refused, because weights are something else."""
+    if isinstance(value, Tensor) and value.dtype != torch.bool:
+        fail(
+            function, name, f"{shape} bool (True = this token is trained)", value,
+            'use mask.bool(); soft weights belong in extras={"weights": ...} with objective weighting=TokenWeights()', error=TypeError,
+        )
+    return tensor(function, name, value, shape=shape, device=device, fix="build it from the tokens that are trained, one bool a token")
+
+
+def number(function: str, name: str, value: Any, *, above: float | None = None, at_least: float | None = None, fix: str) -> float:
+    """Check a finite Python number with a lower bound."""
+    bound = f"a finite number > {above}" if above is not None else f"a finite number >= {at_least}" if at_least is not None else "a finite number"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        fail(function, name, bound, value, fix, error=TypeError)
+    if not (float("-inf") < value < float("inf")) or (above is not None and value <= above) or (at_least is not None and value < at_least):
+        fail(function, name, bound, value, fix)
+    return float(value)
+
+
+def _fits(value: Tensor, shape: tuple[int | None, ...]) -> bool:
+    return value.dim() == len(shape) and all(want is None or want == got for want, got in zip(shape, value.shape))
+
+
+def _expected(shape: tuple[int | None, ...], dtypes: tuple[torch.dtype, ...] | None) -> str:
+    text = "(" + ", ".join("any" if size is None else str(size) for size in shape) + ("," if len(shape) == 1 else "") + ")"
+    if dtypes:
+        text += " " + " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    return text

@@ -1,0 +1,184 @@
+"""Policy losses: what trainers import. From log-probs, or fused from hidden states and the head's weight.
+
+All of them take ready advantages, one a token; advantages come from `gigpo_fast.advantage`, once per rollout batch.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import checks
+from .distributed import Denominator
+from .head import Head, ready_head, token_ids_checked
+from .objective import PolicyObjective
+from .objective.measure import measure
+from .objective.policy import token_terms
+from .ops import passes
+from .ops.linear_policy_loss import linear_policy_loss as _linear_policy_loss
+from .plan import Plan, plan_tokens, rows_that_matter
+from .recipes import recipe
+from .tokens import ready_tokens
+from .types import LossOutput
+
+__all__ = [
+    "Denominator", "Head", "LinearPolicyLoss", "LossOutput", "Plan", "PolicyLoss", "gigpo_loss", "grpo_loss", "linear_gigpo_loss", "linear_grpo_loss",
+    "linear_policy_loss", "plan_tokens", "policy_loss", "rows_that_matter",
+]
+
+
+def policy_loss(
+    log_probs: Tensor,  # (B, T) or (N,) float, log pi of the sampled tokens, nats
+    advantages: Tensor,  # shape of log_probs, float
+    mask: Tensor,  # shape of log_probs, bool, True = this token is trained
+    *,
+    old_log_probs: Tensor | None = None,  # shape of log_probs; None: on-policy, ratio exactly 1
+    ref_log_probs: Tensor | None = None,  # shape of log_probs
+    entropy: Tensor | None = None,  # shape of log_probs
+    extras: dict[str, Tensor] | None = None,  # what the objective's blocks declare they read
+    sequence_ids: Tensor | None = None,  # shape of log_probs, int64: what one sequence is; default the row
+    objective: PolicyObjective,
+    denominator: float | Tensor | Denominator | None = None,
+) -> LossOutput:
+    """The objective summed over trained tokens and divided by the denominator, from log-probs.
+
+        ratio = (log_probs - old_log_probs).clamp(-20, 20).exp()              # for the default blocks
+        loss = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - low, 1 + high))
+        (weights * torch.where(mask, loss, 0)).sum() / denominator
+
+    `denominator` None is this call's own count, right for a full batch only; pass `distributed.global_denominator` for
+    micro-batches or ranks. Untrained tokens cannot touch value, gradient or metrics, whatever is stored there. Arithmetic in
+    fp32 (fp64 if log_probs is fp64). Raises on unequal shapes (nothing is broadcast), on a tensor an objective needs and
+    lacks, and on one it would not read. Sources: see the blocks in `gigpo_fast.objective`.
+    """
+    checks.tensor("policy_loss", "log_probs", log_probs, dtypes=checks.FLOATS, fix="pass logprob.token_log_probs(...).log_probs")
+    dtype = torch.float64 if log_probs.dtype == torch.float64 else torch.float32
+    tokens, denominator = ready_tokens(
+        "policy_loss", objective, tuple(log_probs.shape), log_probs.device, dtype, advantages, mask, old_log_probs, ref_log_probs, extras, sequence_ids,
+        denominator,
+    )
+    if entropy is not None:
+        checks.tensor("policy_loss", "entropy", entropy, shape=tuple(log_probs.shape), dtypes=checks.FLOATS, device=log_probs.device,
+                      fix="pass logprob.token_log_probs(...).entropy")
+    elif objective.needs_entropy:
+        checks.fail("policy_loss", "entropy", f"given as {tuple(log_probs.shape)} for an objective with an entropy bonus", None,
+                    "pass logprob.token_log_probs(...).entropy")
+    kept = lambda value: None if value is None else torch.where(mask, value, 0).reshape(-1)  # noqa: E731
+    batch = tokens._replace(
+        log_probs=kept(log_probs.to(dtype)), entropy=None if entropy is None else kept(entropy.to(dtype)), advantages=kept(tokens.advantages),
+        old_log_probs=kept(tokens.old_log_probs), ref_log_probs=kept(tokens.ref_log_probs), token_weights=tokens.token_weights.reshape(-1),
+        extras={name: torch.where(mask, value, False if value.dtype == torch.bool else 0).reshape(-1) for name, value in tokens.extras.items()},
+        mask=mask.reshape(-1),
+    )
+    terms = token_terms(objective, batch)
+    return LossOutput(terms.loss.sum(), measure(objective, batch, terms, denominator))
+
+
+def linear_policy_loss(
+    hidden: Tensor,  # (B, T, H) or (N, H) float
+    head: Tensor | Head,  # (V, H) weight, or a Head
+    token_ids: Tensor,  # (B, T) or (N,) int64: the sampled tokens, at the position that predicts them
+    advantages: Tensor,  # shape of token_ids, float
+    mask: Tensor,  # shape of token_ids, bool
+    *,
+    old_log_probs: Tensor | None = None,  # shape of token_ids; None: on-policy
+    ref_log_probs: Tensor | None = None,  # shape of token_ids
+    extras: dict[str, Tensor] | None = None,  # shape of token_ids each
+    sequence_ids: Tensor | None = None,  # shape of token_ids, int64
+    temperature: float | Tensor = 1.0,  # or shape of token_ids
+    objective: PolicyObjective,
+    denominator: float | Tensor | Denominator | None = None,
+    plan: Plan | None = None,
+    chunk_bytes: int | None = None,
+) -> LossOutput:
+    """`policy_loss` of hidden states and head, fused: no N x V logits, gradients formed in the forward, idle tokens skipped.
+
+        log_probs, entropy = logprob.token_log_probs((hidden @ weight.T + bias).float(), token_ids, temperature=temperature)
+        policy_loss(log_probs, advantages, mask, entropy=entropy, ...)
+
+    Untrained tokens never enter the head; trained tokens whose coefficient is exactly 0 cost no backward (on a GPU those
+    that the plan knows beforehand). 6NVH operations (4NVH with a frozen head); sequences that an objective needs whole
+    and that do not fit into a chunk take 8NVH. Low-precision operands are multiplied into fp32 logits; all row
+    arithmetic is fp32 (fp64 for fp64); d_weight is summed in fp32 and rounded once.
+    Peak memory beside inputs: chunk_bytes (default 256 MiB on a CPU; on a GPU 1 GiB or what 4096 rows need) + N x H of
+    d_hidden + V x H x 4 bytes of d_weight while it is summed (and the rounded copy for low precision).
+    Raises as `policy_loss` does, for a head that is sharded, quantised or of another dtype, and on a backward through the backward.
+    """
+    function = "linear_policy_loss"
+    if not isinstance(token_ids, Tensor):
+        checks.tensor(function, "token_ids", token_ids)
+    shape = tuple(token_ids.shape)
+    if len(shape) not in (1, 2):
+        checks.fail(function, "token_ids", "(B, T) or packed (N,)", token_ids, "flatten further dimensions")
+    ready = ready_head(function, hidden, head, temperature, shape)
+    tokens, denominator = ready_tokens(
+        function, objective, shape, hidden.device, ready.scale.dtype, advantages, mask, old_log_probs, ref_log_probs, extras, sequence_ids, denominator
+    )
+    flat_ids = token_ids_checked(function, token_ids, shape, hidden.device, ready.weight.shape[0], mask)
+    if plan is not None and (plan.shape != shape or plan.scope != int(objective.scope)):
+        checks.fail(function, "plan", f"made by plan_tokens for shape {shape} and this objective", f"one for {plan.shape}", "make it anew for each batch")
+    grad = torch.is_grad_enabled()
+    need = [grad and ready.hidden.requires_grad, grad and ready.weight.requires_grad, grad and ready.bias is not None and ready.bias.requires_grad]
+    flat = lambda value: None if value is None else value.reshape(-1)  # noqa: E731
+    sequences = tokens.sequences
+    loss, metrics, *_ = _linear_policy_loss(
+        ready.hidden, ready.weight, ready.bias, flat_ids, flat(mask),
+        None if plan is None else plan.rows, 0 if plan is None else plan.n_backward, None if plan is None else plan.boundaries,
+        ready.scale, ready.tanh_in, flat(tokens.advantages), flat(tokens.old_log_probs), flat(tokens.ref_log_probs), flat(tokens.token_weights),
+        None if sequences is None else sequences.ids, None if sequences is None else sequences.lengths,
+        [flat(tokens.extras[name]) for name in objective.reads], denominator, objective.structure, objective.numbers, need,
+        passes.default_budget(ready.weight) if chunk_bytes is None else chunk_bytes,
+    )
+    return LossOutput(loss, metrics)
+
+
+def grpo_loss(log_probs: Tensor, advantages: Tensor, mask: Tensor, **keywords: Any) -> LossOutput:
+    """`policy_loss` with the objective of recipes.recipe("grpo"): token ratio, clip 0.2, token mean, no KL (arXiv 2402.03300)."""
+    return policy_loss(log_probs, advantages, mask, objective=recipe("grpo").objective, **keywords)
+
+
+def gigpo_loss(log_probs: Tensor, advantages: Tensor, mask: Tensor, **keywords: Any) -> LossOutput:
+    """`policy_loss` with the objective of recipes.recipe("gigpo") (arXiv 2505.10978, equation 9)."""
+    return policy_loss(log_probs, advantages, mask, objective=recipe("gigpo").objective, **keywords)
+
+
+def linear_grpo_loss(hidden: Tensor, head: Tensor | Head, token_ids: Tensor, advantages: Tensor, mask: Tensor, **keywords: Any) -> LossOutput:
+    """`linear_policy_loss` with the objective of recipes.recipe("grpo")."""
+    return linear_policy_loss(hidden, head, token_ids, advantages, mask, objective=recipe("grpo").objective, **keywords)
+
+
+def linear_gigpo_loss(hidden: Tensor, head: Tensor | Head, token_ids: Tensor, advantages: Tensor, mask: Tensor, **keywords: Any) -> LossOutput:
+    """`linear_policy_loss` with the objective of recipes.recipe("gigpo")."""
+    return linear_policy_loss(hidden, head, token_ids, advantages, mask, objective=recipe("gigpo").objective, **keywords)
+
+
+class PolicyLoss(nn.Module):
+    """`policy_loss` as a module that holds the objective."""
+
+    def __init__(self, objective: PolicyObjective) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, log_probs: Tensor, advantages: Tensor, mask: Tensor, **keywords: Any) -> LossOutput:
+        return policy_loss(log_probs, advantages, mask, objective=self.objective, **keywords)
+
+
+class LinearPolicyLoss(nn.Module):
+    """`linear_policy_loss` as a module that owns the head, so that FSDP2 unshards the head around its forward.
+
+    `lm_head` is an nn.Linear (or anything with `weight` and `bias`); `logit_scale`, `softcap` and `vocab_size` are the model's.
+    """
+
+    def __init__(
+        self, lm_head: nn.Module, objective: PolicyObjective, *, logit_scale: float = 1.0, softcap: float | None = None, vocab_size: int | None = None
+    ) -> None:
+        super().__init__()
+        self.lm_head, self.objective = lm_head, objective
+        self.logit_scale, self.softcap, self.vocab_size = logit_scale, softcap, vocab_size
+
+    def forward(self, hidden: Tensor, token_ids: Tensor, advantages: Tensor, mask: Tensor, **keywords: Any) -> LossOutput:
+        if hasattr(self.lm_head, "base_layer"):
+            checks.fail("LinearPolicyLoss", "lm_head", "a plain linear head", f"{type(self.lm_head).__name__}, an adapter around one",
+                        "merge the adapter or leave the head out of target_modules: its update would be dropped silently", error=TypeError)
+        head = Head(self.lm_head.weight, getattr(self.lm_head, "bias", None), self.logit_scale, self.softcap, self.vocab_size)
+        return linear_policy_loss(hidden, head, token_ids, advantages, mask, objective=self.objective, **keywords)

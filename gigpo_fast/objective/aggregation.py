@@ -1,0 +1,87 @@
+"""Aggregation: how the tokens' losses become one number, apart from its denominator.
+
+loss = sum over tokens of weight_t * loss_t / denominator. The weight is the aggregation's; the denominator is an
+argument of the call, and `count` is what it is when nobody gives one.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .batch import Sequences
+from .block import Block
+
+
+class Aggregation(Block):
+    """A block that weighs tokens and counts what they are averaged over."""
+
+    zero_at_zero_advantage: ClassVar[bool] = True
+    needs_lengths: ClassVar[bool] = False  # the weight of a token depends on its sequence's length
+
+    def weights(self, mask: Tensor, sequences: Sequences | None) -> Tensor:
+        """Weight of each token, shaped like mask and flat sequence ids."""
+        return torch.ones_like(mask, dtype=torch.float32)
+
+    def count(self, mask: Tensor, sequences: Sequences | None) -> Tensor:
+        """0-dim, this call's own denominator."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenMean(Aggregation):
+    """Every trained token counts the same (DAPO, arXiv 2503.14476). Denominator: trained tokens."""
+
+    def count(self, mask: Tensor, sequences: Sequences | None) -> Tensor:
+        return mask.sum()
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenSum(Aggregation):
+    """The plain sum over trained tokens. Denominator: 1."""
+
+    def count(self, mask: Tensor, sequences: Sequences | None) -> Tensor:
+        return torch.ones((), device=mask.device)
+
+
+class _SequenceMean(Aggregation):
+    needs_sequences: ClassVar[bool] = True
+
+    def count(self, mask: Tensor, sequences: Sequences | None) -> Tensor:
+        return (sequences.lengths > 0).sum()
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceMeanTokenSum(_SequenceMean):
+    """Sum over a sequence's tokens, mean over sequences. Denominator: sequences with a trained token."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceMeanTokenMean(_SequenceMean):
+    """Mean over a sequence's tokens, then over sequences (GRPO, arXiv 2402.03300). Denominator: sequences with a trained token."""
+
+    needs_lengths: ClassVar[bool] = True
+
+    def weights(self, mask: Tensor, sequences: Sequences | None) -> Tensor:
+        return (1.0 / sequences.lengths.clamp(min=1)).index_select(0, sequences.ids).view(mask.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceMeanTokenSumNorm(_SequenceMean):
+    """Sum over a sequence's tokens divided by one constant length, mean over sequences (Dr. GRPO, arXiv 2503.20783).
+
+    `length` is the longest response that can occur, not the padded width of this batch, which would change from batch to batch.
+    """
+
+    length: float
+
+    def __post_init__(self) -> None:
+        if isinstance(self.length, bool) or not isinstance(self.length, (int, float)) or not 0 < self.length < float("inf"):
+            raise ValueError(
+                f"SequenceMeanTokenSumNorm: length must be a finite number > 0, got {self.length!r}; pass the maximum response length in tokens"
+            )
+        object.__setattr__(self, "length", float(self.length))
+
+    def weights(self, mask: Tensor, sequences: Sequences | None) -> Tensor:
+        return torch.ones_like(mask, dtype=torch.float32) / self.length

@@ -1,0 +1,37 @@
+"""The metrics of a batch, from what the objective said of its tokens."""
+
+import torch
+from torch import Tensor
+
+from .. import metrics
+from .batch import TokenBatch
+from .policy import PolicyObjective, TokenTerms
+
+
+@torch.no_grad()
+def measure(objective: PolicyObjective, batch: TokenBatch, terms: TokenTerms, denominator: Tensor, *, skipped: Tensor | None = None) -> Tensor:
+    """(metrics.SIZE,) float32. `skipped` (n,) bool marks tokens that cost no backward."""
+    usable = batch._replace(log_probs=batch.log_probs.detach())
+    tokens = usable.total(torch.ones_like(usable.log_probs))
+    clipped = objective.surrogate.clipped(usable, terms.ratio)
+
+    def count(flags: Tensor) -> Tensor:
+        return usable.total(flags.to(torch.float32))
+
+    nonfinite = ~torch.isfinite(usable.log_probs)
+    means = {
+        "clip_fraction_low": (count(clipped.low), tokens),
+        "clip_fraction_high": (count(clipped.high), tokens),
+        "dual_clip_fraction": (count(clipped.dual), tokens),
+        "approx_kl": (-usable.total(terms.log_ratio), tokens),
+        "ratio_clamped_fraction": (count(terms.clamped), tokens),
+        "skipped_fraction": (tokens.new_zeros(()) if skipped is None else count(skipped), tokens),
+    }
+    if terms.ref_kl is not None:
+        means["ref_kl"] = (usable.total(terms.ref_kl), tokens)
+    if batch.entropy is not None:
+        means["entropy"] = (usable.total(batch.entropy.detach()), tokens)
+    ratio = terms.ratio if batch.mask is None else torch.where(batch.mask, terms.ratio, 0)
+    largest = torch.cat([ratio, ratio.new_zeros(1)]).amax()  # of no tokens at all: 0
+    sums = {"loss_sum": terms.loss.detach().sum() * denominator, "n_active": tokens, "nonfinite_tokens": count(nonfinite)}
+    return metrics.pack(sums, means, {"denominator": denominator, "ratio_max": largest}, tokens)

@@ -1,0 +1,93 @@
+"""The whole objective: L = sum_t w_t [ s(rho_t, A_t) + beta k(log_prob_t, ref_t) - eta H_t ] / D, every symbol a block."""
+
+import dataclasses
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .aggregation import Aggregation, TokenMean
+from .batch import TokenBatch
+from .block import Block, Scope, write
+from .divergence import KLPenalty
+from .entropy import EntropyBonus
+from .ratio import Ratio, TokenRatio
+from .surrogate import Clip, Surrogate
+from .weighting import Weighting
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyObjective(Block):
+    """A policy loss as a composition of blocks. Blocks that are None add nothing and cost nothing."""
+
+    ratio: Ratio = TokenRatio()
+    surrogate: Surrogate = Clip()
+    divergence: KLPenalty | None = None
+    weighting: Weighting | None = None
+    entropy_bonus: EntropyBonus | None = None
+    aggregation: Aggregation = TokenMean()
+
+    def __post_init__(self) -> None:
+        kinds = {"ratio": Ratio, "surrogate": Surrogate, "divergence": KLPenalty, "weighting": Weighting,
+                 "entropy_bonus": EntropyBonus, "aggregation": Aggregation}
+        optional = {"divergence", "weighting", "entropy_bonus"}
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) and not (value is None and name in optional):
+                raise TypeError(f"PolicyObjective: {name} must be a {kind.__name__} block, got {value!r}; see gigpo_fast.objective for those there are")
+        numbers: list[float] = []
+        blocks = [block for block in (getattr(self, name) for name in kinds) if block is not None]
+        for name, value in {
+            "structure": write(self, numbers),
+            "numbers": torch.tensor(numbers, dtype=torch.float64),
+            "scope": max(block.scope for block in blocks),
+            "zero_at_zero_advantage": all(block.zero_at_zero_advantage for block in blocks),
+            "needs_sequences": any(block.needs_sequences for block in blocks),
+            "needs_entropy": self.entropy_bonus is not None,
+            "needs_reference": self.divergence is not None,
+            "reads": tuple(dict.fromkeys(name for block in blocks for name in block.reads)),
+        }.items():
+            object.__setattr__(self, name, value)
+
+
+class TokenTerms(NamedTuple):
+    """What the objective says of each token. Only `loss` carries a gradient."""
+
+    loss: Tensor  # (n,) weighted and divided by the denominator; 0 at untrained tokens
+    ratio: Tensor  # (n,) after the clamp
+    log_ratio: Tensor  # (n,) what approx_kl is minus the mean of
+    clamped: Tensor  # (n,) bool, the log-ratio left its bounds
+    dropped: Tensor  # (n,) bool, an infinite log-prob took the token out of the policy term
+    ref_kl: Tensor | None  # (n,)
+
+
+def token_terms(objective: PolicyObjective, batch: TokenBatch) -> TokenTerms:
+    """Evaluate the objective on every token; the one place where the blocks meet."""
+    # An infinite log-prob (a token that a sampler's filter had removed) says nothing about the policy: its policy term is 0, and it is counted.
+    dropped = torch.isinf(batch.log_probs)
+    if batch.old_log_probs is not None:
+        dropped = dropped | torch.isinf(batch.old_log_probs)
+    usable = batch._replace(
+        log_probs=torch.where(dropped, 0, batch.log_probs),
+        old_log_probs=None if batch.old_log_probs is None else torch.where(dropped, 0, batch.old_log_probs),
+    )
+    unclamped = objective.ratio.unclamped(usable)
+    low, high = objective.ratio.bounds()
+    log_ratio = objective.ratio.log_ratio(usable)
+    loss = torch.where(dropped, 0, objective.surrogate.loss(usable, log_ratio))
+
+    ref_kl = None
+    if objective.divergence is not None:
+        penalty, ref_kl = objective.divergence.loss(batch, log_ratio)
+        loss = loss + penalty
+    if objective.entropy_bonus is not None:
+        loss = loss + objective.entropy_bonus.loss(batch)
+    if objective.weighting is not None:
+        loss = loss * objective.weighting.factor(batch)
+    loss = loss * batch.token_weights
+    if batch.mask is not None:
+        loss = torch.where(batch.mask, loss, 0)
+    with torch.no_grad():
+        clamped = (unclamped < low) | (unclamped > high)
+        return TokenTerms(loss, torch.exp(log_ratio.detach()), objective.ratio.token_log_ratio(usable).detach(), clamped, dropped,
+                          None if ref_kl is None else ref_kl.detach())

@@ -1,0 +1,84 @@
+"""The surrogate s(rho, A): what one token adds to the loss."""
+
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .batch import TokenBatch
+from .block import Block
+
+
+class Clipped(NamedTuple):
+    """Which tokens the surrogate clipped: bool (n,) each."""
+
+    low: Tensor  # A < 0 and the ratio fell below the lower bound
+    high: Tensor  # A > 0 and the ratio rose above the upper bound
+    dual: Tensor  # A < 0 and the loss reached the dual bound
+
+
+class Surrogate(Block):
+    """A block that turns ratio and advantage into a loss per token."""
+
+    def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
+        """(n,) loss of each token, differentiable in batch.log_probs and log_ratio."""
+        raise NotImplementedError
+
+    def clipped(self, batch: TokenBatch, ratio: Tensor) -> Clipped:
+        """Which tokens were clipped; for the metrics only."""
+        nothing = torch.zeros_like(ratio, dtype=torch.bool)
+        return Clipped(nothing, nothing, nothing)
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip(Surrogate):
+    """L = max(-rho A, -clip(rho, 1 - low, 1 + high) A): PPO (arXiv 1707.06347, equation 7), asymmetric as in DAPO (arXiv 2503.14476).
+
+    `dual` > 1 bounds the loss of a bad action: where A < 0, L = min(L, -dual A) (arXiv 1912.09729, equation 5).
+    `ceiling` bounds the ratio itself before anything else: rho = min(rho, ceiling) (the two-sided `delta` of INTELLECT-2, arXiv 2505.07291).
+    """
+
+    low: float = 0.2
+    high: float = 0.2
+    dual: float | None = None
+    ceiling: float | None = None
+    zero_at_zero_advantage: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= 1 or not self.high >= 0:
+            raise ValueError(f"Clip: low must be in [0, 1] and high >= 0, got low={self.low!r}, high={self.high!r}; the usual value is 0.2")
+        if self.dual is not None and not self.dual > 1:
+            raise ValueError(f"Clip: dual must be > 1 or None, got {self.dual!r}; the usual value is 3.0")
+        if self.ceiling is not None and not self.ceiling > 0:
+            raise ValueError(f"Clip: ceiling must be > 0 or None, got {self.ceiling!r}; it bounds the ratio, for example 4.0")
+
+    def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
+        ratio = self._bounded(torch.exp(log_ratio))
+        advantages = batch.advantages
+        clipped = torch.clamp(ratio, 1 - self.low, 1 + self.high)
+        loss = torch.maximum(-advantages * ratio, -advantages * clipped)
+        if self.dual is not None:
+            loss = torch.where(advantages < 0, torch.minimum(loss, -self.dual * advantages), loss)
+        return loss
+
+    def clipped(self, batch: TokenBatch, ratio: Tensor) -> Clipped:
+        ratio, bad = self._bounded(ratio), batch.advantages < 0
+        low = bad & (ratio < 1 - self.low)
+        high = (batch.advantages > 0) & (ratio > 1 + self.high)
+        # The bad action's loss before the dual bound is -A max(rho, 1 - low).
+        dual = torch.zeros_like(bad) if self.dual is None else bad & (ratio.clamp(min=1 - self.low) > self.dual)
+        return Clipped(low, high, dual)
+
+    def _bounded(self, ratio: Tensor) -> Tensor:
+        return ratio if self.ceiling is None else ratio.clamp(max=self.ceiling)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reinforce(Surrogate):
+    """L = -A log_prob: REINFORCE (Williams 1992) and GPG (arXiv 2504.02546). Reads no ratio."""
+
+    zero_at_zero_advantage: ClassVar[bool] = True
+
+    def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
+        return -batch.advantages * batch.log_probs

@@ -1,0 +1,148 @@
+"""The fused head and objective: loss and gradients in one walk over the trained tokens, no N x V logits.
+
+Per chunk: gather rows -> GEMM -> row kernel (log-prob, entropy) -> objective (value, c = dL/dlog_prob, e = dL/dentropy)
+-> row kernel turns the logits into dlogits -> two GEMMs. That is 6NVH operations, because gradients form in the forward.
+Sequences that do not fit into a chunk are scored first and recomputed (8NVH).
+"""
+
+import torch
+from torch import Tensor
+
+from ..metrics import merge
+from ..objective.batch import Sequences, TokenBatch
+from ..objective.block import Scope
+from ..objective.differentiate import differentiate, objective_from
+from ..objective.policy import PolicyObjective
+from ..plan import order_tokens
+from .gemm import compute_dtype
+from .passes import HeadTensors, ScoredRows, backward_chunk, chunk_rows, recompute_backward, score, split
+
+
+class FusedLoss:
+    """One call's state: the tokens in plan order, and the gradients as they grow."""
+
+    def __init__(
+        self, objective: PolicyObjective, hidden: Tensor, head: HeadTensors, tokens: TokenBatch, token_ids: Tensor, scale: Tensor,
+        rows: Tensor, n_backward: int, denominator: Tensor, need: list[bool],
+    ) -> None:
+        self.objective, self.hidden, self.head, self.denominator = objective, hidden, head, denominator
+        self.tokens, self.token_ids, self.scale, self.rows, self.n_backward = tokens, token_ids, scale, rows, n_backward
+        dtype = compute_dtype(hidden.dtype)
+        # fp16 gradients wait in fp32 until the upstream scalar (a loss scale) has been applied; the others have fp32's range.
+        held = dtype if hidden.dtype == torch.float16 else hidden.dtype
+        self.d_hidden = torch.zeros_like(hidden, dtype=held) if need[0] else None
+        self.d_weight = torch.zeros_like(head.weight, dtype=dtype, memory_format=torch.contiguous_format) if need[1] else None
+        self.d_bias = torch.zeros_like(head.bias, dtype=dtype) if need[2] else None
+        self.loss = hidden.new_zeros((), dtype=dtype)
+        self.metrics: list[Tensor] = []
+
+    @property
+    def needs_backward(self) -> bool:
+        return self.d_hidden is not None or self.d_weight is not None or self.d_bias is not None
+
+    def one_pass(self, start: int, stop: int) -> None:
+        """Tokens start .. stop of the plan, complete in themselves: forward and backward from the same logits."""
+        hidden = self.hidden.index_select(0, self.rows[start:stop])
+        token_ids, scale = self.token_ids[start:stop], self.scale[start:stop]
+        logits, log_probs, lse, entropy = score(hidden, token_ids, scale, self.head)
+        c, e = self._evaluate(start, stop, log_probs, entropy)
+        active, stop = self._active(c, e, start, min(stop, self.n_backward))
+        if stop <= start or (active is not None and active.numel() == 0):
+            return
+        rows = ScoredRows(hidden, token_ids, scale, lse, entropy, c, e)
+        rows = ScoredRows(*(tensor[: stop - start] if active is None else tensor.index_select(0, active) for tensor in rows))
+        d_hidden = backward_chunk(logits, rows, self.head, d_weight=self.d_weight, d_bias=self.d_bias, need_d_hidden=self.d_hidden is not None,
+                                  source_rows=active)
+        self._store(d_hidden, self.rows[start:stop] if active is None else self.rows[start:stop].index_select(0, active))
+
+    def two_passes(self, start: int, stop: int, most: int, budget: int) -> None:
+        """Tokens that need each other and do not fit into one chunk: score all, evaluate, recompute."""
+        scored = [score(self.hidden.index_select(0, self.rows[a:b]), self.token_ids[a:b], self.scale[a:b], self.head)[1:] for a, b in split(start, stop, most)]
+        log_probs, lse, entropy = (torch.cat(parts) for parts in zip(*scored))
+        c, e = self._evaluate(start, stop, log_probs, entropy)
+        active, stop = self._active(c, e, start, min(stop, self.n_backward))
+        if stop <= start:
+            return
+        places = self.rows[start:stop] if active is None else self.rows[start:stop].index_select(0, active)
+        parts = (self.token_ids[start:stop], self.scale[start:stop], lse, entropy, c, e)
+        parts = tuple(tensor[: stop - start] if active is None else tensor.index_select(0, active) for tensor in parts)
+        rows = ScoredRows(self.hidden.index_select(0, places), *parts)
+        d_hidden = recompute_backward(rows, self.head, budget, d_weight=self.d_weight, d_bias=self.d_bias, need_d_hidden=self.d_hidden is not None)
+        self._store(d_hidden, places)
+
+    def _evaluate(self, start: int, stop: int, log_probs: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor]:
+        batch = self.tokens.take(slice(start, stop))._replace(log_probs=log_probs, entropy=entropy)
+        result = differentiate(self.objective, batch, self.denominator)
+        self.loss = self.loss + result.loss
+        self.metrics.append(result.metrics)
+        return result.d_log_probs, result.d_entropy
+
+    def _active(self, c: Tensor, e: Tensor, start: int, stop: int) -> tuple[Tensor | None, int]:
+        """Rows (relative to start) whose coefficients are not both exactly 0, or None for all of start .. stop.
+
+        Only on a CPU: there dropping rows before the GEMMs is free. On a GPU it would wait for the device.
+        """
+        if not self.needs_backward:
+            return None, start
+        if c.device.type != "cpu":
+            return None, stop
+        wanted = ((c != 0) | (e != 0))[: max(stop - start, 0)]  # NaN is not 0 and stays
+        return (None, stop) if bool(wanted.all()) else (wanted.nonzero().squeeze(1), stop)
+
+    def _store(self, d_hidden: Tensor | None, places: Tensor) -> None:
+        if d_hidden is not None:
+            self.d_hidden.index_copy_(0, places, d_hidden.to(self.d_hidden.dtype))
+
+
+def run(
+    hidden: Tensor, head: HeadTensors, token_ids: Tensor, mask: Tensor, rows: Tensor | None, n_backward: int, boundaries: Tensor | None,
+    scale: Tensor, tokens: TokenBatch, denominator: Tensor, structure: str, numbers: Tensor, need: list[bool], budget: int,
+) -> FusedLoss:
+    """Walk over a flat batch (everything (N, ...)); `rows` None makes the plan here."""
+    objective = objective_from(structure, tuple(numbers.tolist()))
+    if rows is None:
+        rows, n_backward, boundaries = order_tokens(mask, tokens.advantages, tokens.sequences, objective)
+    fused = FusedLoss(objective, hidden, head, _in_plan_order(tokens, rows), token_ids.index_select(0, rows), scale.index_select(0, rows),
+                      rows, n_backward, denominator, need)
+    most = chunk_rows("linear_policy_loss", head.weight, budget)
+    for start, stop in _one_pass_chunks(objective, rows.shape[0], n_backward, boundaries, most):
+        fused.one_pass(start, stop)
+    for start, stop in _two_pass_ranges(objective, rows.shape[0], boundaries, most):
+        fused.two_passes(start, stop, most, budget)
+    if not fused.metrics:  # no trained token at all: the metrics of an empty batch
+        fused._evaluate(0, 0, scale.new_empty(0), scale.new_empty(0))
+    fused.metrics = [merge(fused.metrics)]
+    return fused
+
+
+def _in_plan_order(tokens: TokenBatch, rows: Tensor) -> TokenBatch:
+    return tokens._replace(log_probs=tokens.advantages, entropy=None).take(rows)  # log_probs are filled in chunk by chunk
+
+
+def _one_pass_chunks(objective: PolicyObjective, n: int, n_backward: int, boundaries: Tensor | None, most: int) -> list[tuple[int, int]]:
+    if objective.scope == Scope.TOKEN:
+        return split(0, n_backward, most) + split(n_backward, n, most)
+    if objective.scope == Scope.BATCH:
+        return []
+    chunks: list[tuple[int, int]] = []
+    for start, stop in _pairs(boundaries):
+        if stop - start > most:
+            continue
+        if chunks and chunks[-1][1] == start and stop - chunks[-1][0] <= most:
+            chunks[-1] = (chunks[-1][0], stop)
+        else:
+            chunks.append((start, stop))
+    return chunks
+
+
+def _two_pass_ranges(objective: PolicyObjective, n: int, boundaries: Tensor | None, most: int) -> list[tuple[int, int]]:
+    if objective.scope == Scope.TOKEN or n == 0:
+        return []
+    if objective.scope == Scope.BATCH:
+        return [(0, n)]
+    return [(start, stop) for start, stop in _pairs(boundaries) if stop - start > most]
+
+
+def _pairs(boundaries: Tensor) -> list[tuple[int, int]]:
+    at = boundaries.tolist()
+    return list(zip(at, at[1:]))

@@ -1,0 +1,76 @@
+"""The three GEMMs of a head, each with a result in the compute dtype (fp32, or fp64 for fp64).
+
+Low-precision operands: on a GPU the GEMM itself accumulates and returns fp32 (`out_dtype`); on a CPU no such GEMM
+exists, so the weight is upcast slab by slab and fp32 GEMMs run. fp32 operands follow the user's TF32 setting.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+
+SLAB_COLUMNS = 8192  # vocabulary columns that are upcast at a time on a CPU
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """fp64 stays, everything else computes in fp32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(n, V) compute dtype: hidden (n, H) @ weight (V, H).T + bias (V,)."""
+    dtype = compute_dtype(weight.dtype)
+    if weight.dtype == dtype:
+        return torch.mm(hidden, weight.t()) if bias is None else torch.addmm(bias, hidden, weight.t())
+    if weight.device.type != "cpu":
+        logits = _low_precision_mm(hidden, weight.t())
+    else:
+        logits = hidden.new_empty((hidden.shape[0], weight.shape[0]), dtype=dtype)
+        hidden = hidden.to(dtype)
+        for columns in slabs(weight.shape[0]):
+            torch.mm(hidden, weight[columns].to(dtype).t(), out=logits[:, columns])
+    return logits if bias is None else logits.add_(bias)
+
+
+def add_d_hidden(d_logits: Tensor, weight: Tensor, out: Tensor) -> None:
+    """out (n, H) compute dtype += d_logits (n, V) @ weight (V, H)."""
+    if d_logits.dtype == weight.dtype == out.dtype:
+        out.addmm_(d_logits, weight)
+    elif weight.device.type != "cpu":
+        out += _low_precision_mm(d_logits, weight)
+    else:
+        for columns in slabs(weight.shape[0]):
+            out.addmm_(d_logits[:, columns].to(out.dtype), weight[columns].to(out.dtype))
+
+
+def add_d_weight(d_logits: Tensor, hidden: Tensor, out: Tensor, *, factor: Tensor | None = None) -> None:
+    """out (V, H) compute dtype += factor * d_logits (n, V).T @ hidden (n, H)."""
+    if d_logits.dtype == hidden.dtype == out.dtype and factor is None:
+        out.addmm_(d_logits.t(), hidden)
+        return
+    if hidden.device.type == "cpu" or d_logits.dtype == out.dtype:
+        product = torch.mm(d_logits.t().to(out.dtype), hidden.to(out.dtype))
+    else:
+        product = _low_precision_mm(d_logits.t(), hidden)
+    out += product if factor is None else product.mul_(factor)
+
+
+def slabs(columns: int) -> list[slice]:
+    """The vocabulary in pieces of SLAB_COLUMNS."""
+    return [slice(start, min(start + SLAB_COLUMNS, columns)) for start in range(0, columns, SLAB_COLUMNS)]
+
+
+def _low_precision_mm(a: Tensor, b: Tensor) -> Tensor:
+    if _has_out_dtype():
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return torch.mm(a.float(), b.float())  # slower, never less exact
+
+
+@functools.cache
+def _has_out_dtype() -> bool:
+    """True if this torch multiplies bf16 matrices into an fp32 result on its GPU; asked once."""
+    try:
+        probe = torch.ones(16, 16, dtype=torch.bfloat16, device="cuda")
+        return torch.mm(probe, probe, out_dtype=torch.float32).dtype == torch.float32
+    except (RuntimeError, TypeError):
+        return False

@@ -1,0 +1,105 @@
+"""`linear_policy_loss` as a custom op: one node under torch.compile, gradients formed in its forward."""
+
+import torch
+from torch import Tensor
+
+from ..metrics import SIZE
+from ..objective.batch import Sequences, TokenBatch
+from ..objective.differentiate import objective_from
+from . import fused_loss
+from .gemm import compute_dtype
+from .guard import no_double_backward
+from .passes import HeadTensors
+
+
+@torch.library.custom_op("gigpo_fast::linear_policy_loss", mutates_args=())
+def linear_policy_loss(
+    hidden: Tensor,  # (N, H)
+    weight: Tensor,  # (V, H)
+    bias: Tensor | None,  # (V,)
+    token_ids: Tensor,  # (N,) int64
+    mask: Tensor,  # (N,) bool
+    rows: Tensor | None,  # (n,) int64, from a plan
+    n_backward: int,
+    boundaries: Tensor | None,  # on the CPU, from a plan
+    scale: Tensor,  # (N,) compute dtype: logit_scale / temperature, or softcap / temperature
+    tanh_in: float,
+    advantages: Tensor,  # (N,) compute dtype, like all of the following
+    old_log_probs: Tensor | None,
+    ref_log_probs: Tensor | None,
+    token_weights: Tensor,
+    sequence_ids: Tensor | None,  # (N,) int64
+    sequence_lengths: Tensor | None,  # (bound,)
+    extras: list[Tensor],  # in the order of objective.reads
+    denominator: Tensor,
+    structure: str,
+    numbers: Tensor,  # on the CPU
+    need: list[bool],  # gradient of hidden, weight, bias
+    budget: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss, metrics, d_hidden, d_weight, d_bias) for an upstream gradient of 1; a gradient not needed is empty."""
+    names = objective_from(structure, tuple(numbers.tolist())).reads
+    sequences = None if sequence_ids is None else Sequences(sequence_ids, sequence_lengths)
+    tokens = TokenBatch(advantages, None, advantages, old_log_probs, ref_log_probs, token_weights, sequences, dict(zip(names, extras)), None)
+    with torch.autocast(hidden.device.type, enabled=False):
+        fused = fused_loss.run(
+            hidden, HeadTensors(weight, bias, tanh_in), token_ids, mask, rows, n_backward, boundaries, scale, tokens, denominator,
+            structure, numbers, need, budget,
+        )
+    held = fused.d_hidden.dtype if fused.d_hidden is not None else _held(weight)
+    d_weight = None if fused.d_weight is None else fused.d_weight.to(_held(weight))
+    d_bias = None if fused.d_bias is None else fused.d_bias.to(_held(bias))
+    empty = lambda value: hidden.new_empty(0, dtype=held) if value is None else value  # noqa: E731
+    return fused.loss.clone(), fused.metrics[0].clone(), empty(fused.d_hidden), empty(d_weight), empty(d_bias)
+
+
+def _held(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.dtype == torch.float16 else tensor.dtype
+
+
+@linear_policy_loss.register_fake
+def _(hidden, weight, bias, token_ids, mask, rows, n_backward, boundaries, scale, tanh_in, advantages, old_log_probs, ref_log_probs, token_weights,
+      sequence_ids, sequence_lengths, extras, denominator, structure, numbers, need, budget):
+    def gradient(like: Tensor | None, needed: bool) -> Tensor:
+        if not needed:
+            return hidden.new_empty(0, dtype=_held(hidden))
+        return torch.empty_like(like, dtype=_held(like), memory_format=torch.contiguous_format)
+
+    loss = hidden.new_empty((), dtype=compute_dtype(hidden.dtype))
+    metrics = hidden.new_empty(SIZE, dtype=torch.float32)
+    return loss, metrics, gradient(hidden, need[0]), gradient(weight, need[1]), gradient(bias, need[2])
+
+
+@torch.library.custom_op("gigpo_fast::linear_policy_loss_backward", mutates_args=())
+def _backward_op(
+    d_loss: Tensor, d_hidden: Tensor, d_weight: Tensor, d_bias: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The held gradients times the upstream scalar, in the dtype of what they are gradients of."""
+    scaled = lambda gradient, like: (gradient * d_loss).to(gradient.dtype if like is None else like.dtype)  # noqa: E731
+    return scaled(d_hidden, hidden), scaled(d_weight, weight), scaled(d_bias, bias)
+
+
+@_backward_op.register_fake
+def _(d_loss, d_hidden, d_weight, d_bias, hidden, weight, bias):
+    return (torch.empty_like(d_hidden, dtype=hidden.dtype), torch.empty_like(d_weight, dtype=weight.dtype),
+            torch.empty_like(d_bias, dtype=d_bias.dtype if bias is None else bias.dtype))
+
+
+no_double_backward(_backward_op, "linear_policy_loss")
+
+
+def _setup(ctx, inputs, output):
+    ctx.need, ctx.extras = inputs[-2], len(inputs[16])
+    _, metrics, d_hidden, d_weight, d_bias = output
+    ctx.mark_non_differentiable(metrics, d_hidden, d_weight, d_bias)
+    # hidden, weight and bias only tie the gradients to the graph, so that a second backward is refused instead of silently 0.
+    ctx.save_for_backward(d_hidden, d_weight, d_bias, *inputs[:3])
+
+
+def _backward(ctx, d_loss, *_):
+    found = torch.ops.gigpo_fast.linear_policy_loss_backward(d_loss, *ctx.saved_tensors)
+    gradients = [gradient if needed else None for gradient, needed in zip(found, ctx.need)]
+    return *gradients, *(None,) * 13, [None] * ctx.extras, *(None,) * 5
+
+
+linear_policy_loss.register_autograd(_backward, setup_context=_setup)

@@ -1,0 +1,167 @@
+"""Passes of a head over rows: chunk sizes, one chunk forward, one chunk backward, and the recomputing backward.
+
+Peak memory of a pass beside its results: `chunk_rows` rows x (V x 4 bytes of logits + V x 2 of low-precision dlogits
+on a GPU + H x 8 of gathered rows), plus one upcast slab of 8192 x H x 4 bytes for low-precision weights on a CPU.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from .gemm import SLAB_COLUMNS, add_d_hidden, add_d_weight, compute_dtype, head_logits
+from .rows import rows_for
+
+MINIMUM_ROWS = 16
+_MINIMUM_COLUMNS = 512
+
+
+class HeadTensors(NamedTuple):
+    """A head as the passes see it; temperature and scales are in the per-row `scale`."""
+
+    weight: Tensor  # (V, H)
+    bias: Tensor | None  # (V,)
+    tanh_in: float  # logit_scale / softcap, 0.0 without softcap
+
+    def columns(self, piece: slice) -> "HeadTensors":
+        return HeadTensors(self.weight[piece], None if self.bias is None else self.bias[piece], self.tanh_in)
+
+
+class ScoredRows(NamedTuple):
+    """Rows of hidden states with what was found of them; all (m, ...)."""
+
+    hidden: Tensor  # (m, H)
+    token_ids: Tensor  # (m,)
+    scale: Tensor  # (m,)
+    lse: Tensor  # (m,)
+    entropy: Tensor  # (m,)
+    d_log_probs: Tensor  # (m,)
+    d_entropy: Tensor  # (m,)
+
+
+def default_budget(weight: Tensor) -> int:
+    """Bytes for a chunk: 256 MiB on a CPU; on a GPU 1 GiB or what 4096 rows need, if that is more."""
+    if weight.device.type == "cpu":
+        return 256 << 20
+    return max(1 << 30, 4096 * _bytes_per_row(weight))
+
+
+def chunk_rows(function: str, weight: Tensor, budget: int) -> int:
+    """How many rows a chunk may have within `budget` bytes; raises if not even a tile fits."""
+    fixed = SLAB_COLUMNS * weight.shape[1] * 4 if _upcasts(weight) else 0
+    rows = (budget - fixed) // _bytes_per_row(weight)
+    if rows < MINIMUM_ROWS:
+        checks.fail(function, "chunk_bytes", f"at least {fixed + MINIMUM_ROWS * _bytes_per_row(weight)} bytes for {MINIMUM_ROWS} rows of this head",
+                    budget, "raise it, or leave it None for the default")
+    return rows
+
+
+def split(start: int, stop: int, most: int) -> list[tuple[int, int]]:
+    """[start, stop) in pieces of nearly equal size, none above `most`."""
+    pieces = max(1, -(-(stop - start) // most))
+    size = -(-(stop - start) // pieces)
+    return [(at, min(at + size, stop)) for at in range(start, stop, size)] if stop > start else []
+
+
+def score(hidden: Tensor, token_ids: Tensor, scale: Tensor, head: HeadTensors) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(logits (m, V), log_probs (m,), lse (m,), entropy (m,)) of one chunk."""
+    logits = head_logits(hidden, head.weight, head.bias)
+    return logits, *rows_for(hidden.device).rows_forward(logits, token_ids, scale, head.tanh_in)
+
+
+def d_logits_of(logits: Tensor, rows: ScoredRows, tanh_in: float, operand: torch.dtype, source_rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Turn a chunk of logits into dlogits as GEMM operands; (dlogits, factor still to be applied or None).
+
+    In place on a CPU. fp16 has no range for coefficients of 1 / (tokens in the batch), so there dlogits are formed
+    at unit scale and a power of two is left to be applied in fp32; bf16 and fp32 share one range and need none.
+    """
+    c, e, factor = rows.d_log_probs, rows.d_entropy, None
+    m = c.shape[0]
+    if operand == logits.dtype or logits.device.type == "cpu":
+        out = logits[:m]
+    else:
+        out = logits.new_empty((m, logits.shape[1]), dtype=operand)
+        if operand == torch.float16:
+            largest = torch.maximum(c.abs().amax(), e.abs().amax())
+            factor = torch.where(largest > 0, torch.exp2(torch.ceil(torch.log2(largest))), 1.0)
+            c, e = c / factor, e / factor
+    rows_for(logits.device).rows_backward(logits, rows.token_ids, rows.scale, tanh_in, rows.lse, rows.entropy, c, e, out, source_rows)
+    return out, factor
+
+
+def recompute_backward(
+    rows: ScoredRows, head: HeadTensors, budget: int, *, d_weight: Tensor | None, d_bias: Tensor | None, need_d_hidden: bool
+) -> Tensor | None:
+    """Gradients for any coefficients by recomputing the logits, vocabulary outermost.
+
+    Each slab of d_weight is summed in the compute dtype and rounded once into `d_weight` (added to what is there);
+    d_hidden (m, H) is summed over slabs in the compute dtype and returned so.
+    """
+    m, vocabulary = rows.hidden.shape[0], head.weight.shape[0]
+    dtype = compute_dtype(head.weight.dtype)
+    operand = dtype if rows.hidden.device.type == "cpu" else head.weight.dtype
+    d_hidden = rows.hidden.new_zeros(rows.hidden.shape, dtype=dtype) if need_d_hidden else None
+    per_entry = 4 + (0 if operand == dtype else operand.itemsize)
+    width = min(vocabulary, max(_MINIMUM_COLUMNS, budget // max(1, m * per_entry)))
+    height = max(MINIMUM_ROWS, budget // (width * per_entry))
+    for left, right in split(0, vocabulary, width):
+        piece = head.columns(slice(left, right))
+        slab = None if d_weight is None else torch.zeros_like(piece.weight, dtype=dtype)
+        for top, bottom in split(0, m, height):
+            block = ScoredRows(*(tensor[top:bottom] for tensor in rows))
+            logits = head_logits(block.hidden, piece.weight, piece.bias)
+            block = block._replace(token_ids=block.token_ids - left)
+            d_logits, factor = d_logits_of(logits, block, head.tanh_in, operand, None)
+            if d_hidden is not None:
+                _scaled_add_d_hidden(d_logits, piece.weight, d_hidden[top:bottom], factor)
+            if slab is not None:
+                add_d_weight(d_logits, block.hidden, slab, factor=factor)
+            if d_bias is not None:
+                d_bias[left:right] += _scaled(d_logits.sum(0, dtype=dtype), factor)
+        if slab is not None:
+            d_weight[left:right] += slab.to(d_weight.dtype)
+    return d_hidden
+
+
+def backward_chunk(
+    logits: Tensor, rows: ScoredRows, head: HeadTensors, *, d_weight: Tensor | None, d_bias: Tensor | None, need_d_hidden: bool,
+    source_rows: Tensor | None,
+) -> Tensor | None:
+    """Gradients of one chunk whose logits are at hand; d_hidden (m, H) in the compute dtype is returned."""
+    dtype = compute_dtype(head.weight.dtype)
+    operand = dtype if logits.device.type == "cpu" else head.weight.dtype
+    d_logits, factor = d_logits_of(logits, rows, head.tanh_in, operand, source_rows)
+    d_hidden = None
+    if need_d_hidden:
+        d_hidden = rows.hidden.new_zeros(rows.hidden.shape, dtype=dtype)
+        _scaled_add_d_hidden(d_logits, head.weight, d_hidden, factor)
+    if d_weight is not None:
+        add_d_weight(d_logits, rows.hidden, d_weight, factor=factor)
+    if d_bias is not None:
+        d_bias += _scaled(d_logits.sum(0, dtype=dtype), factor)
+    return d_hidden
+
+
+def _scaled_add_d_hidden(d_logits: Tensor, weight: Tensor, out: Tensor, factor: Tensor | None) -> None:
+    if factor is None:
+        add_d_hidden(d_logits, weight, out)
+        return
+    product = torch.zeros_like(out)
+    add_d_hidden(d_logits, weight, product)
+    out += product.mul_(factor)
+
+
+def _scaled(value: Tensor, factor: Tensor | None) -> Tensor:
+    return value if factor is None else value * factor
+
+
+def _upcasts(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16)
+
+
+def _bytes_per_row(weight: Tensor) -> int:
+    vocabulary, hidden = weight.shape
+    compute = compute_dtype(weight.dtype).itemsize
+    d_logits = weight.dtype.itemsize if weight.device.type != "cpu" and weight.dtype.itemsize < compute else 0
+    return vocabulary * (compute + d_logits) + hidden * (compute + weight.dtype.itemsize)

@@ -1,0 +1,26 @@
+"""Row kernels behind one signature: Triton on a GPU, C++ on a CPU, torch anywhere.
+
+A row is the logits of one token. Forward reads it once; backward turns it into the gradient of the logits.
+"""
+
+from types import ModuleType
+
+import torch
+
+from .. import backend
+
+
+def rows_for(device: torch.device) -> ModuleType:
+    """The module whose `rows_forward` and `rows_backward` serve tensors on `device`, as `backend` decides."""
+    name = backend.choose(device)
+    if name == "native":
+        from . import rows_native
+
+        return rows_native
+    if name == "triton":
+        from . import rows_triton
+
+        return rows_triton
+    from . import rows_torch
+
+    return rows_torch

@@ -1,0 +1,134 @@
+"""`token_log_probs` and `linear_token_log_probs` as custom ops: any upstream gradient, logits never saved twice."""
+
+import torch
+from torch import Tensor
+
+from .gemm import compute_dtype
+from .guard import no_double_backward
+from .passes import HeadTensors, ScoredRows, chunk_rows, recompute_backward, score, split
+from .rows import rows_for
+
+_Saved = tuple[Tensor, Tensor, Tensor]
+
+
+@torch.library.custom_op("gigpo_fast::token_log_probs", mutates_args=())
+def token_log_probs(logits: Tensor, token_ids: Tensor, scale: Tensor, tanh_in: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(log_probs, entropy, lse), each (n,), of logits (n, V)."""
+    log_probs, lse, entropy = rows_for(logits.device).rows_forward(_unit_stride(logits), token_ids, scale, tanh_in)
+    return log_probs, entropy, lse
+
+
+@token_log_probs.register_fake
+def _(logits, token_ids, scale, tanh_in):
+    return tuple(scale.new_empty(logits.shape[0]) for _ in range(3))
+
+
+@torch.library.custom_op("gigpo_fast::token_log_probs_backward", mutates_args=())
+def _logits_backward(
+    d_log_probs: Tensor, d_entropy: Tensor, logits: Tensor, token_ids: Tensor, scale: Tensor, tanh_in: float, entropy: Tensor, lse: Tensor
+) -> Tensor:
+    out = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    rows_for(logits.device).rows_backward(_unit_stride(logits), token_ids, scale, tanh_in, lse, entropy, d_log_probs.contiguous(), d_entropy.contiguous(), out)
+    return out
+
+
+@_logits_backward.register_fake
+def _(d_log_probs, d_entropy, logits, token_ids, scale, tanh_in, entropy, lse):
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+no_double_backward(_logits_backward, "token_log_probs")
+
+
+def _setup_logits(ctx, inputs, output):
+    logits, token_ids, scale, ctx.tanh_in = inputs
+    _, entropy, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.save_for_backward(logits, token_ids, scale, entropy, lse)
+
+
+def _backward_logits(ctx, d_log_probs, d_entropy, _):
+    logits, token_ids, scale, entropy, lse = ctx.saved_tensors
+    d_logits = torch.ops.gigpo_fast.token_log_probs_backward(d_log_probs, d_entropy, logits, token_ids, scale, ctx.tanh_in, entropy.detach(), lse)
+    return d_logits, None, None, None
+
+
+token_log_probs.register_autograd(_backward_logits, setup_context=_setup_logits)
+
+
+@torch.library.custom_op("gigpo_fast::linear_token_log_probs", mutates_args=())
+def linear_token_log_probs(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, token_ids: Tensor, scale: Tensor, tanh_in: float, budget: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(log_probs, entropy, lse), each (n,), of hidden (n, H) x head; logits live for one chunk only."""
+    head = HeadTensors(weight, bias, tanh_in)
+    n = hidden.shape[0]
+    outputs = tuple(scale.new_empty(n) for _ in range(3))
+    with torch.autocast(hidden.device.type, enabled=False):
+        for start, stop in split(0, n, chunk_rows("linear_token_log_probs", weight, budget)):
+            _, *found = score(hidden[start:stop], token_ids[start:stop], scale[start:stop], head)
+            for output, part in zip(outputs, found):
+                output[start:stop] = part
+    log_probs, lse, entropy = outputs
+    return log_probs, entropy, lse
+
+
+@linear_token_log_probs.register_fake
+def _(hidden, weight, bias, token_ids, scale, tanh_in, budget):
+    return tuple(scale.new_empty(hidden.shape[0]) for _ in range(3))
+
+
+@torch.library.custom_op("gigpo_fast::linear_token_log_probs_backward", mutates_args=())
+def _linear_backward(
+    d_log_probs: Tensor, d_entropy: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, token_ids: Tensor, scale: Tensor, tanh_in: float,
+    entropy: Tensor, lse: Tensor, need: list[bool], budget: int,
+) -> _Saved:
+    """(d_hidden, d_weight, d_bias); logits are recomputed, rows whose upstream gradients are both 0 are left out on a CPU."""
+    rows = ScoredRows(hidden, token_ids, scale, lse, entropy, d_log_probs.contiguous(), d_entropy.contiguous())
+    places = None
+    if hidden.device.type == "cpu":
+        wanted = (d_log_probs != 0) | (d_entropy != 0)
+        if not bool(wanted.all()):
+            places = wanted.nonzero().squeeze(1)
+            rows = ScoredRows(*(tensor.index_select(0, places) for tensor in rows))
+    d_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format) if need[1] else None
+    d_bias = torch.zeros_like(bias, dtype=compute_dtype(bias.dtype)) if need[2] else None
+    with torch.autocast(hidden.device.type, enabled=False):
+        found = recompute_backward(rows, HeadTensors(weight, bias, tanh_in), budget, d_weight=d_weight, d_bias=d_bias, need_d_hidden=need[0])
+    empty = hidden.new_empty(0)
+    d_hidden = empty
+    if need[0]:
+        d_hidden = found.to(hidden.dtype) if places is None else torch.zeros_like(hidden).index_copy_(0, places, found.to(hidden.dtype))
+    return d_hidden, empty.clone() if d_weight is None else d_weight, hidden.new_empty(0) if d_bias is None else d_bias.to(bias.dtype)
+
+
+@_linear_backward.register_fake
+def _(d_log_probs, d_entropy, hidden, weight, bias, token_ids, scale, tanh_in, entropy, lse, need, budget):
+    like = lambda value, needed: torch.empty_like(value, memory_format=torch.contiguous_format) if needed else hidden.new_empty(0)  # noqa: E731
+    return like(hidden, need[0]), like(weight, need[1]), like(bias, need[2])
+
+
+no_double_backward(_linear_backward, "linear_token_log_probs")
+
+
+def _setup_linear(ctx, inputs, output):
+    hidden, weight, bias, token_ids, scale, ctx.tanh_in, ctx.budget = inputs
+    _, entropy, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.save_for_backward(hidden, weight, bias, token_ids, scale, entropy, lse)
+
+
+def _backward_linear(ctx, d_log_probs, d_entropy, _):
+    hidden, weight, bias, token_ids, scale, entropy, lse = ctx.saved_tensors
+    need = list(ctx.needs_input_grad[:3])
+    found = torch.ops.gigpo_fast.linear_token_log_probs_backward(
+        d_log_probs, d_entropy, hidden, weight, bias, token_ids, scale, ctx.tanh_in, entropy.detach(), lse, need, ctx.budget
+    )
+    return *(gradient if needed else None for gradient, needed in zip(found, need)), None, None, None, None
+
+
+linear_token_log_probs.register_autograd(_backward_linear, setup_context=_setup_linear)
+
+
+def _unit_stride(logits: Tensor) -> Tensor:
+    return logits if logits.stride(1) == 1 or logits.shape[1] <= 1 else logits.contiguous()

@@ -1,0 +1,98 @@
+"""The plan: which tokens enter the head, in which order, and which of them may need a backward.
+
+Untrained tokens never enter. Where the objective vanishes at zero advantage, tokens whose whole scope (token or
+sequence) has advantage 0 stand last, behind `n_backward`: they are scored for the metrics and never differentiated.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import checks
+from .objective.batch import Sequences
+from .objective.block import Scope
+from .objective.policy import PolicyObjective
+from .sequences import sequences_of
+
+
+class Plan(NamedTuple):
+    """Made once per batch by `plan_tokens`; with it the fused loss need not wait for the device."""
+
+    rows: Tensor  # (n,) int64, the flat positions of trained tokens, those that may need a backward first
+    n_backward: int  # how many of them may need a backward
+    boundaries: Tensor  # (k + 1,) int64 on the CPU: where sequences start and end in `rows`; empty for token scope
+    shape: tuple[int, ...]  # of the mask
+    scope: int  # of the objective it was made for
+
+
+def plan_tokens(
+    mask: Tensor,  # (B, T) or (N,) bool, True = this token is trained
+    advantages: Tensor,  # shape of mask, float
+    *,
+    objective: PolicyObjective,
+    sequence_ids: Tensor | None = None,  # shape of mask, int64
+) -> Plan:
+    """Decide which tokens need what, once per batch; waits for the device at most a few times.
+
+        rows = mask.flatten().nonzero()              # then those that cannot matter are moved to the end
+
+    Raises if shapes differ. Pass the plan to `linear_policy_loss` with the same mask, advantages and objective.
+    """
+    checks.mask("plan_tokens", mask, tuple(mask.shape), mask.device)
+    checks.tensor("plan_tokens", "advantages", advantages, shape=tuple(mask.shape), dtypes=checks.FLOATS, device=mask.device,
+                  fix="give one advantage a token (advantage.to_tokens)")
+    sequences = sequences_of("plan_tokens", mask, sequence_ids, needed=objective.scope >= Scope.SEQUENCE)
+    rows, n_backward, boundaries = order_tokens(mask.reshape(-1), advantages.reshape(-1), sequences, objective)
+    return Plan(rows, n_backward, boundaries, tuple(mask.shape), int(objective.scope))
+
+
+def rows_that_matter(
+    mask: Tensor,  # (B, T) bool
+    advantages: Tensor,  # (B, T) float
+    *,
+    objective: PolicyObjective,
+    sequence_ids: Tensor | None = None,  # (B, T) int64
+) -> Tensor:
+    """(B,) bool: rows that can change the loss or a gradient; the others need no transformer pass at all.
+
+        mask.any(1) if not objective.zero_at_zero_advantage else (mask & (advantages != 0)).any(1)
+
+    A row with advantage 0 matters if its sequence also has rows with another advantage. Keep the denominator of the
+    whole batch when you leave rows out. With a divergence or an entropy bonus every row with a trained token matters.
+    """
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        checks.fail("rows_that_matter", "mask", "(B, T) bool", mask, "packed tokens have no rows: use plan_tokens")
+    checks.mask("rows_that_matter", mask, tuple(mask.shape), mask.device)
+    checks.tensor("rows_that_matter", "advantages", advantages, shape=tuple(mask.shape), dtypes=checks.FLOATS, device=mask.device,
+                  fix="give one advantage a token (advantage.to_tokens)")
+    sequences = sequences_of("rows_that_matter", mask, sequence_ids, needed=objective.scope >= Scope.SEQUENCE)
+    return tokens_that_matter(mask.reshape(-1), advantages.reshape(-1), sequences, objective).view(mask.shape).any(1)
+
+
+def tokens_that_matter(mask: Tensor, advantages: Tensor, sequences: Sequences | None, objective: PolicyObjective) -> Tensor:
+    """(N,) bool: trained tokens whose coefficient may differ from 0. NaN advantages matter."""
+    if not objective.zero_at_zero_advantage:
+        return mask
+    nonzero = mask & (advantages != 0)
+    if objective.scope == Scope.TOKEN:
+        return nonzero
+    if objective.scope == Scope.BATCH:
+        return mask & nonzero.any()
+    return mask & (sequences.sums(nonzero.to(torch.float32)) > 0).index_select(0, sequences.ids)
+
+
+def order_tokens(mask: Tensor, advantages: Tensor, sequences: Sequences | None, objective: PolicyObjective) -> tuple[Tensor, int, Tensor]:
+    """(rows, n_backward, boundaries) of a flat batch, in a stable order."""
+    matters = tokens_that_matter(mask, advantages, sequences, objective)
+    rows = mask.nonzero().squeeze(1)
+    idle = (~matters.index_select(0, rows)).to(torch.int64)
+    if objective.scope < Scope.SEQUENCE:
+        order = torch.argsort(idle, stable=True)
+        boundaries = torch.empty(0, dtype=torch.int64)
+    else:
+        unit = idle * sequences.lengths.shape[0] + sequences.ids.index_select(0, rows)
+        unit, order = torch.sort(unit, stable=True)
+        lengths = torch.unique_consecutive(unit, return_counts=True)[1].cpu()
+        boundaries = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    return rows.index_select(0, order), int((idle == 0).sum()), boundaries

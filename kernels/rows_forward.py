@@ -1,0 +1,57 @@
+"""Log-probability of one token, log-sum-exp and entropy of every row of logits, in one read of the logits."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import configs
+from .arguments import accumulator, matrix, on_device, vector
+from .common import row_log_prob
+
+
+@triton.jit
+def rows_forward_kernel(
+    logits, token_ids, scale, log_probs, lse, entropy, V, stride,
+    TANH_IN: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    token = tl.load(token_ids + row)
+    log_prob, log_sum, row_entropy = row_log_prob(logits + row * stride, token, V, tl.load(scale + row), TANH_IN, BLOCK, LANES, WIDTH)
+    tl.store(log_probs + row, log_prob)
+    tl.store(lse + row, log_sum)
+    tl.store(entropy + row, row_entropy)
+
+
+def rows_forward(
+    logits: Tensor,  # (n, V) float, rows contiguous, any row stride
+    token_ids: Tensor,  # (n,) int64, the token of each row; outside [0, V): NaN log-prob
+    scale: Tensor,  # (n,) float32 (float64 for float64 logits)
+    tanh_in: float,
+    *,
+    config: configs.Config | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(log_probs, lse, entropy), each (n,) float32 (float64 for float64 logits), of the transformed logits z.
+
+        z = scale[:, None] * logits                     # tanh_in == 0
+        z = scale[:, None] * tanh(tanh_in * logits)     # otherwise: a softcap
+        lse = z.logsumexp(-1)
+        log_probs = z.gather(-1, token_ids[:, None])[:, 0] - lse
+        entropy = lse - (z.softmax(-1) * z).sum(-1)     # a logit of -inf counts 0
+
+    A row of only -inf and a row with NaN or +inf give NaN. Every distinct tanh_in compiles a kernel of its own.
+    """
+    name = "rows_forward"
+    n, V = matrix(name, "logits", logits).shape
+    dtype, device = accumulator(logits), logits.device
+    token_ids = vector(name, "token_ids", token_ids, n, device, torch.int64)
+    scale = vector(name, "scale", scale, n, device, dtype)
+    log_probs, lse, entropy = (torch.empty(n, dtype=dtype, device=device) for _ in range(3))
+    if n:
+        config = config or configs.choose(name, logits)
+        with on_device(logits):
+            rows_forward_kernel[(n,)](
+                logits, token_ids, scale, log_probs, lse, entropy, V, logits.stride(0),
+                TANH_IN=float(tanh_in), **configs.tile(config, logits), **config.options(), enable_fp_fusion=True,
+            )  # fmt: skip
+    return log_probs, lse, entropy

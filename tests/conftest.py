@@ -1,0 +1,18 @@
+"""Shared test set-up: full validation, one hypothesis profile, a fixed seed."""
+
+import os
+
+os.environ.setdefault("GIGPO_FAST_VALIDATE", "full")
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile("default", deadline=None, max_examples=40, derandomize=True)
+hypothesis.settings.register_profile("nightly", deadline=None, max_examples=2000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)

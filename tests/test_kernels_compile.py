@@ -1,0 +1,195 @@
+"""Every shipped configuration of the row kernels, compiled ahead of time for every architecture, without a GPU.
+
+Each launcher is called with a recorder in the kernel's place, so what is compiled is exactly what it would launch. The compiler's output must
+hold what the design counts on: no spill, 128-bit loads, 64-bit row offsets, one exponential an element, no fp64, no float atomics.
+"""
+
+import itertools
+import os
+import pathlib
+import re
+import subprocess
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="the Triton kernels need triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter replaces the compiler", allow_module_level=True)
+
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from gigpo_fast.kernels import clip_loss, configs, rows_backward, rows_forward
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+NVIDIA = ("sm_80", "sm_90", "sm_100")
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float64: "*fp64", torch.int64: "*i64", torch.int32: "*i32"}
+CUOBJDUMP = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+
+class Recorder:
+    """Stands in for a kernel: keeps the arguments of a launch instead of launching."""
+
+    def __init__(self, kernel):
+        self.kernel, self.arg_names = kernel, kernel.arg_names
+
+    def __getitem__(self, grid):
+        def launch(*args, **options):
+            self.grid = grid
+            self.arguments = dict(zip(self.arg_names, args, strict=False))
+            self.arguments |= {name: options.pop(name) for name in self.arg_names if name in options}
+            self.options = options
+
+        return launch
+
+    def specialisation(self):
+        """(signature, constexprs, attributes) as Triton's launcher derives them from the arguments: one compiled kernel for each."""
+        signature, constants, divisible = {}, {}, {}
+        for index, (name, value) in enumerate(self.arguments.items()):
+            declared = self.kernel.params[index].is_constexpr
+            number = value.data_ptr() if isinstance(value, torch.Tensor) else value
+            if isinstance(value, torch.Tensor):
+                signature[name] = POINTERS[value.dtype]
+            elif declared or value is None or (type(value) is int and value == 1):
+                signature[name], constants[name] = "constexpr", value
+            else:
+                signature[name] = "fp32" if isinstance(value, float) else "i32" if value < 2**31 else "i64"
+            if type(number) is int and number % 16 == 0 and name not in constants:
+                divisible[(index,)] = [["tt.divisibility", 16]]
+        return signature, constants, divisible
+
+    def compile(self, arch):
+        signature, constants, divisible = self.specialisation()
+        return triton.compile(ASTSource(self.kernel, signature, constants, divisible), target=TARGETS[arch], options=self.options)
+
+
+def record(monkeypatch, kernel, arch, *, rows=2, V=151936, dtype=torch.float32, out_dtype=None, softcap=False, source=False, on_policy=False):
+    """Call one launcher on (rows, V) logits as on `arch` and return what it would launch."""
+    monkeypatch.setattr(configs, "architecture", lambda device: arch)
+    logits, ids = torch.empty(rows, V, dtype=dtype), torch.zeros(rows, dtype=torch.int64)
+    values = torch.ones(rows, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    tanh_in = 1 / 30 if softcap else 0.0
+    module = {"rows_forward": rows_forward, "rows_backward": rows_backward, "clip_rows_forward": clip_loss}[kernel]
+    recorder = Recorder(getattr(module, f"{kernel}_kernel"))
+    monkeypatch.setattr(module, f"{kernel}_kernel", recorder)
+    if kernel == "rows_forward":
+        rows_forward.rows_forward(logits, ids, values, tanh_in)
+    elif kernel == "rows_backward":
+        out = torch.empty(rows, V, dtype=out_dtype or dtype)
+        rows_backward.rows_backward(logits, ids, values, tanh_in, values, values, values, values, out, ids if source else None)
+    else:
+        old, ref, beta = (None, None, 0.0) if on_policy else (values, values, 0.1)
+        clip_loss.clip_rows_forward(logits, ids, values, tanh_in, values, old, ref, values, low=0.2, high=0.3, kl_coefficient=beta)
+    monkeypatch.undo()
+    return recorder
+
+
+def cases():
+    """Options of `record` for every kernel, dtype, alignment of the vocabulary and transform that ships."""
+    for softcap, V in itertools.product((False, True), (151936, 50257)):
+        common = {"softcap": softcap, "V": V}
+        for dtype in (torch.float32, torch.bfloat16):
+            yield "rows_forward", {"dtype": dtype, **common}
+            yield "rows_backward", {"dtype": dtype, "source": dtype == torch.float32, "out_dtype": torch.bfloat16, **common}
+    yield "rows_backward", {"dtype": torch.float32}
+    yield "rows_backward", {"dtype": torch.float16}
+    yield "rows_forward", {"dtype": torch.float16}
+    for dtype, V in itertools.product((torch.float32, torch.bfloat16), (151936, 50257)):
+        yield "clip_rows_forward", {"dtype": dtype, "V": V}
+    yield "clip_rows_forward", {"dtype": torch.bfloat16, "softcap": True}
+    yield "clip_rows_forward", {"dtype": torch.bfloat16, "on_policy": True}
+    for kernel in configs.TABLE["sm_90"]:
+        yield kernel, {"dtype": torch.float64}
+    yield "rows_forward", {"V": 1}
+
+
+def resources(compiled, tmp_path):
+    """Registers, stack and local bytes a thread (vector registers and spills on AMD)."""
+    if "amdgcn" in compiled.asm:
+        found = {key: int(re.search(rf"\.{key}:\s+(\d+)", compiled.asm["amdgcn"])[1]) for key in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")}
+        return found["vgpr_count"], found["vgpr_spill_count"], found["sgpr_spill_count"]
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    text = subprocess.run([CUOBJDUMP, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True).stdout
+    found = {key: int(re.search(rf"{key}:(\d+)", text)[1]) for key in ("REG", "STACK", "LOCAL")}
+    return found["REG"], found["STACK"], found["LOCAL"]
+
+
+def faults(kernel, options, arch, recorder, compiled, tmp_path):
+    """(table row, list of broken promises) of one compiled kernel."""
+    registers, stack, local = resources(compiled, tmp_path)
+    constants = recorder.specialisation()[1]
+    a_thread = constants["BLOCK"] // (recorder.options["num_warps"] * TARGETS[arch].warp_size)  # elements of a tile
+    aligned, double = options.get("V", 151936) % 16 == 0, options["dtype"] == torch.float64 if "dtype" in options else False
+    row = [arch, kernel, *(f"{key}={str(value).removeprefix('torch.')}" for key, value in options.items()), f"registers={registers}"]
+    row += [f"spilled={stack}+{local}", f"shared={compiled.metadata.shared}"]
+    ttir = compiled.asm["ttir"]
+    checks = {
+        "spills": stack == 0 and local == 0,
+        "more registers than two programs of 8 warps share": registers <= 128 or double,
+        "more than 4 KiB of shared memory": compiled.metadata.shared <= 4096,
+        "a row offset in 32 bits": len(re.findall(r"arith\.muli .*: i64", ttir)) >= (2 if kernel == "rows_backward" else 1) or options.get("V") == 1,
+        "a grid axis other than 0": set(re.findall(r"tt\.get_program_id (\w)", ttir)) == {"x"},
+        "atomics": "atomic" not in ttir,
+        "double precision in a single-precision kernel": double or "f64" not in ttir,
+    }
+    if "ptx" in compiled.asm:
+        ptx = compiled.asm["ptx"]
+        exponentials, vector_loads = ptx.count("ex2.approx"), len(re.findall(r"ld\.global\S*\.v4\.b32", ptx))
+        row += [f"ex2={exponentials}/{a_thread}", f"vector_loads={vector_loads}"]
+        if not double:
+            element = options["dtype"].itemsize if "dtype" in options else 4
+            loads = a_thread * element // 16
+            checks["loads narrower than 128 bits"] = vector_loads >= loads or not aligned
+            checks["fp64 instructions"] = ".f64" not in ptx
+            each = 2 if options.get("softcap") else 1  # tanh costs one more
+            checks["more than one exponential an element"] = exponentials <= each * a_thread + 6
+            checks["exchanges between threads inside the loop"] = ptx.count("shfl.sync") <= 32
+        checks["atomics in the PTX"] = not re.search(r"\b(atom|red)\.", ptx)
+    return row, [name for name, held in checks.items() if not held]
+
+
+@pytest.mark.parametrize("arch", TARGETS)
+def test_every_configuration_compiles_as_designed(arch, monkeypatch, tmp_path):
+    table, broken = [], []
+    for kernel, options in cases():
+        recorder = record(monkeypatch, kernel, arch, **options)
+        row, found = faults(kernel, options, arch, recorder, recorder.compile(arch), tmp_path)
+        table.append("  ".join(row + [f"FAULT: {name}" for name in found]))
+        broken += found
+    assert not broken, "\n".join(table)
+    print("\n".join(table))  # shown with pytest -s
+
+
+def test_the_gates_see_a_spill_and_a_narrow_load(monkeypatch, tmp_path):
+    """A tile far too large for its warps must be reported, or the gates above mean nothing."""
+    entry = {"rows_backward": {2: configs.Config(32768, 4, 3)}}
+    monkeypatch.setitem(configs.TABLE, "sm_90", entry)
+    options = {"dtype": torch.bfloat16, "V": 50257, "softcap": True}
+    monkeypatch.setattr(monkeypatch, "undo", lambda: None)  # keep the entry while recording
+    recorder = record(monkeypatch, "rows_backward", "sm_90", **options)
+    _, found = faults("rows_backward", options | {"V": 151936}, "sm_90", recorder, recorder.compile("sm_90"), tmp_path)
+    assert "spills" in found and "loads narrower than 128 bits" in found
+
+
+@pytest.mark.parametrize("kernel", configs.TABLE["sm_90"])
+def test_new_lengths_compile_nothing_new(kernel, monkeypatch):
+    """Rows and vocabulary sizes are run-time numbers: only their divisibility by 16 is known to the compiler."""
+    first, *others = (record(monkeypatch, kernel, "sm_90", rows=rows, V=V).specialisation() for rows, V in ((2, 32000), (1, 32000), (17, 32016), (3, 4096)))
+    assert all(other == first for other in others)
+    assert record(monkeypatch, kernel, "sm_90", V=32001).specialisation() != first
+
+
+def test_one_program_a_row_on_the_first_grid_axis(monkeypatch):
+    assert record(monkeypatch, "rows_forward", "sm_90", rows=70_000, V=16).grid == (70_000,)
+
+
+def test_every_table_row_serves_every_kernel_and_element_size():
+    for table in configs.TABLE.values():
+        assert {kernel: set(sizes) for kernel, sizes in table.items()} == {kernel: {2, 4, 8} for kernel in configs.TABLE["sm_90"]}
