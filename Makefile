@@ -12,6 +12,7 @@
 #            TORCH_INDEX=URL        where pip finds torch, for example PyTorch's index of CPU wheels
 #            GIGPO_EXT=auto|off|cpu|cuda   which native libraries to build (auto: what can be built)
 #            PYTEST_ARGS='-k loss'  more arguments for pytest
+#            DEMO_ARGS='--quick'    more arguments for examples/demo.py
 
 PY          ?= python3
 TORCH       ?= torch==2.13.0
@@ -31,7 +32,7 @@ help:
 	@sed -n 's/^#   //p' Makefile
 
 demo: .venv/.ready-demo
-	$(BIN)/python -m examples.demo $(DEMO_ARGS)
+	$(BIN)/python examples/demo.py $(DEMO_ARGS)
 
 test: .venv/.ready-test
 	$(BIN)/pytest -n auto $(PYTEST_ARGS)
@@ -46,7 +47,7 @@ lint: .venv/.lint
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf .venv build dist *.egg-info gigpo_fast/*.so
+	rm -rf .venv build dist demo_out *.egg-info gigpo_fast/*.so
 
 .venv/.made:
 	@sh scripts/preflight.sh "$(PY)"

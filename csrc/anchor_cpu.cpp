@@ -32,7 +32,7 @@ using torch::stable::Tensor;
 
 constexpr i64 kBlockBytes = i64(1) << 20;  // hashed, then entered while they are still in the cache
 constexpr i64 kBlockRows = 8192;
-constexpr i64 kAhead = 8;  // rows between asking for a table slot and using it
+constexpr i64 kAhead = 8;  // rows between asking for memory and using it
 
 struct Row {
   const u8* bytes;

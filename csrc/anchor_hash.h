@@ -36,7 +36,6 @@ struct Fingerprint {
 
 constexpr i64 kStripe = 64;         // bytes that the eight accumulators take at once
 constexpr i64 kStripesPerBlock = 16;
-constexpr i64 kBlock = kStripe * kStripesPerBlock;
 constexpr i64 kLongerThan = 240;    // longer states go through the accumulators
 constexpr i64 kSecretBytes = 192;
 constexpr i64 kKeyWords = 48;       // the secret changed by the seed (24 words), then the secret as published (24 words)

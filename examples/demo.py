@@ -1,6 +1,6 @@
 """The demo: from recorded agent rollouts to a trained policy.
 
-    python examples/demo.py            about two minutes on two cores; pictures and numbers in demo_out/
+    python examples/demo.py            one to two minutes on two free cores; pictures and numbers in demo_out/
     python examples/demo.py --quick    half a minute, too short to learn much
     python examples/demo.py --slippery --map 8x8 --algorithm gigpo --seeds 3
 
@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import platform
+import sys
 import time
 
 import gymnasium
@@ -25,6 +26,7 @@ from agent.train import ALGORITHMS, Settings
 
 def main() -> None:
     options = parse()
+    sys.stdout.reconfigure(line_buffering=True)  # a log shows each line as it comes
     options.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     found = look_at_rollouts(options.out)
@@ -74,7 +76,7 @@ def train_policies(options: argparse.Namespace) -> tuple[list[dict], list[Settin
     for run in parallel.train_all(settings, processes=processes):
         runs.append(run)
         end = summary.last_quarter(run["success"])
-        parallel.tqdm.write(f"   {run['algorithm']:>5} seed {run['seed']}: {end:.3f} success in the last quarter, {run['seconds']:.0f} s")
+        parallel.say(f"   {run['algorithm']:>5} seed {run['seed']}: {end:.3f} success in the last quarter, {run['seconds']:.0f} s")
     return sorted(runs, key=lambda run: (ALGORITHMS.index(run["algorithm"]), run["seed"])), settings
 
 
@@ -116,7 +118,7 @@ def paired(figures: dict[str, dict]) -> str:
     return "\n".join(sentences)
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithm", choices=(*ALGORITHMS, "both"), default="both")
     parser.add_argument("--seeds", type=int, default=5, help="runs per algorithm (default 5)")
@@ -128,7 +130,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=usable_cores(), help="runs side by side (default: the cores)")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("demo_out"), metavar="FOLDER")
     parser.add_argument("--quick", action="store_true", help="2 seeds, 20 updates: shows that everything works")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.quick:
         options.seeds, options.updates = min(options.seeds, 2), min(options.updates, 20)
     for name in ("seeds", "updates", "group_size", "processes"):

@@ -8,21 +8,24 @@ import json
 import os
 import platform
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from . import __version__, backend
+from .anchor import grouping
 
 PACKAGES = ("torch", "triton", "numpy", "transformers", "liger-kernel")
 VARIABLES = {
     "GIGPO_FAST_BACKEND": "which path runs: auto, triton, native or torch",
     "GIGPO_FAST_VALIDATE": "how much is checked: metadata or full",
+    "GIGPO_FAST_HASH_SEED": "a fixed seed for the fingerprints of anchor grouping (no id depends on it)",
     "TRITON_INTERPRET": "1 interprets Triton kernels on a CPU, slowly",
     "OMP_NUM_THREADS": "threads of CPU operations",
     "CUDA_VISIBLE_DEVICES": "which GPUs are visible",
 }
-FASTEST = {"cuda": "triton", "cpu": "native"}
+FASTEST_ROWS = {"cuda": "triton", "cpu": "native"}
 
 
 class Path(NamedTuple):
@@ -38,10 +41,9 @@ def paths() -> list[Path]:
     """The path of every operation on every visible kind of device."""
     found = []
     for device in devices():
-        found.append(_path("log-probs and fused head (row kernels)", device))
-        found.append(_path("anchor grouping", device))
-        found.append(Path("advantages", device.type, "torch", None))
-        found.append(Path("objectives", device.type, "torch", None))
+        found.append(_path("log-probs, fused losses (row kernels)", device, _rows_path))
+        found.append(_path("anchor grouping", device, grouping.path))
+        found.append(_path("advantages, objectives", device, lambda device: ("torch", None)))
     return found
 
 
@@ -96,18 +98,20 @@ def run(*, selftest: bool = False, as_json: bool = False, native_only: bool = Fa
     return int(wrong > 0)
 
 
-def _path(operation: str, device: torch.device) -> Path:
+def _path(operation: str, device: torch.device, choose: Callable[[torch.device], tuple[str, str | None]]) -> Path:
     try:
-        name = backend.choose(device)
+        return Path(operation, device.type, *choose(device))
     except RuntimeError as error:  # a path asked for by name that cannot run here
         return Path(operation, device.type, "error", str(error))
-    return Path(operation, device.type, name, None if name == FASTEST[device.type] else _why_not_fastest(device))
 
 
-def _why_not_fastest(device: torch.device) -> str:
+def _rows_path(device: torch.device) -> tuple[str, str | None]:
+    name = backend.choose(device)
+    if name == FASTEST_ROWS[device.type]:
+        return name, None
     if backend.requested() != "auto":
-        return f"{backend.requested()!r} was asked for"
-    return str(backend.why_not_triton(device) if device.type == "cuda" else backend.why_not_native(device))
+        return name, f"backend {backend.requested()!r} was asked for"
+    return name, backend.why_not_triton(device) if device.type == "cuda" else backend.why_not_native(device)
 
 
 def _native_line() -> str:

@@ -40,7 +40,7 @@ def vector(function: str, name: str, value: Tensor, rows: int, device: torch.dev
 
 
 def overlap(a: Tensor, b: Tensor) -> bool:
-    """True if the two matrices may share a byte."""
+    """True if the two matrices lie across one stretch of memory (they may then share bytes; matrices side by side count too)."""
     if a.numel() == 0 or b.numel() == 0 or a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr():
         return False
     starts = [t.data_ptr() for t in (a, b)]

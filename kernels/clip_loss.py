@@ -74,6 +74,26 @@ def k3(log_prob, ref, input_clip, output_clip):
 
 
 @triton.jit
+def clip_token(
+    log_prob, H, A, old, ref, weight,
+    lower, upper, dual, ceiling, log_ratio_low, log_ratio_high, kl_coefficient, kl_input_clip, kl_output_clip, entropy_coefficient,
+    HAS_REF: tl.constexpr,
+):  # fmt: skip
+    """One token's (loss, d loss/d log_prob, d loss/d entropy, flags): the whole formula, element by element."""
+    loss, slope, flags = surrogate(log_prob, old, A, lower, upper, dual, ceiling, log_ratio_low, log_ratio_high)
+    if HAS_REF:
+        kl, kl_slope = k3(log_prob, ref, kl_input_clip, kl_output_clip)
+        loss += kl_coefficient * kl
+        slope += kl_coefficient * kl_slope
+    loss -= tl.where(entropy_coefficient == 0.0, 0.0, entropy_coefficient * H)
+
+    counts = weight != 0.0  # a weight of 0 hides whatever the row holds
+    loss = tl.where(counts, weight * loss, 0.0)
+    flags += tl.where(tl.abs(loss) < float("inf"), 0, 32)
+    return loss, tl.where(counts, weight * slope, 0.0), -entropy_coefficient * weight, tl.where(counts, flags, 0)
+
+
+@triton.jit
 def clip_rows_forward_kernel(
     logits, token_ids, scale, advantages, old_log_probs, ref_log_probs, weights,
     log_probs, lse, entropy, losses, d_log_probs, d_entropy, flags,
@@ -86,27 +106,20 @@ def clip_rows_forward_kernel(
     token = tl.load(token_ids + row)
     log_prob, log_sum, H = row_log_prob(logits + row * stride, token, V, factor, TANH_IN, BLOCK, LANES, WIDTH)
 
-    A = tl.load(advantages + row).to(dtype)
-    weight = tl.load(weights + row).to(dtype)
     old = tl.load(old_log_probs + row).to(dtype) if HAS_OLD else log_prob  # on-policy: the ratio is exactly 1
-    loss, slope, flag = surrogate(log_prob, old, A, lower, upper, dual, ceiling, log_ratio_low, log_ratio_high)
-    if HAS_REF:
-        kl, kl_slope = k3(log_prob, tl.load(ref_log_probs + row).to(dtype), kl_input_clip, kl_output_clip)
-        loss += kl_coefficient * kl
-        slope += kl_coefficient * kl_slope
-    loss -= tl.where(entropy_coefficient == 0.0, 0.0, entropy_coefficient * H)
-    d_H = tl.where(entropy_coefficient == 0.0, 0.0, -entropy_coefficient * weight)
-
-    counts = weight != 0.0  # a weight of 0 hides whatever the row holds
-    loss = tl.where(counts, weight * loss, 0.0)
-    finite = tl.abs(loss) < float("inf")
+    ref = tl.load(ref_log_probs + row).to(dtype) if HAS_REF else log_prob
+    loss, c, e, flag = clip_token(
+        log_prob, H, tl.load(advantages + row).to(dtype), old, ref, tl.load(weights + row).to(dtype),
+        lower, upper, dual, ceiling, log_ratio_low, log_ratio_high, kl_coefficient, kl_input_clip, kl_output_clip, entropy_coefficient,
+        HAS_REF,
+    )  # fmt: skip
     tl.store(log_probs + row, log_prob)
     tl.store(lse + row, log_sum)
     tl.store(entropy + row, H)
     tl.store(losses + row, loss)
-    tl.store(d_log_probs + row, tl.where(counts, weight * slope, 0.0))
-    tl.store(d_entropy + row, tl.where(counts, d_H, 0.0))
-    tl.store(flags + row, tl.where(counts, flag + tl.where(finite, 0, 32), 0))
+    tl.store(d_log_probs + row, c)
+    tl.store(d_entropy + row, e)
+    tl.store(flags + row, flag)
 
 
 def clip_rows_forward(
@@ -165,14 +178,17 @@ def clip_rows_forward(
         with on_device(logits):
             clip_rows_forward_kernel[(n,)](
                 logits, token_ids, scale, advantages, old_log_probs, ref_log_probs, weights, *results, V, logits.stride(0),
-                1.0 - low, 1.0 + high, *map(_above, (dual, ceiling)), -_above(log_ratio_low, -1.0), _above(log_ratio_high),
-                float(kl_coefficient), *map(_above, (kl_input_clip, kl_output_clip)), float(entropy_coefficient),
+                *kernel_numbers(low, high, dual, ceiling, log_ratio_low, log_ratio_high, kl_coefficient, kl_input_clip, kl_output_clip, entropy_coefficient),
                 TANH_IN=float(tanh_in), HAS_OLD=old_log_probs is not None, HAS_REF=ref_log_probs is not None,
                 **configs.tile(config, logits), **config.options(), enable_fp_fusion=True,
             )  # fmt: skip
     return results
 
 
-def _above(bound: float | None, sign: float = 1.0) -> float:
-    """sign * bound, or infinity for None."""
-    return float("inf") if bound is None else sign * float(bound)
+def kernel_numbers(low, high, dual, ceiling, log_ratio_low, log_ratio_high, kl_coefficient, kl_input_clip, kl_output_clip, entropy_coefficient):
+    """The options as the kernel takes them: the clip as two bounds of the ratio, None as infinity."""
+    bounds = [float("inf") if bound is None else float(bound) for bound in (dual, ceiling, log_ratio_high, kl_input_clip, kl_output_clip)]
+    dual, ceiling, log_ratio_high, kl_input_clip, kl_output_clip = bounds
+    log_ratio_low = -float("inf") if log_ratio_low is None else float(log_ratio_low)
+    ratio = 1.0 - low, 1.0 + high, dual, ceiling, log_ratio_low, log_ratio_high
+    return *ratio, float(kl_coefficient), kl_input_clip, kl_output_clip, float(entropy_coefficient)

@@ -5,7 +5,7 @@ set -eu
 
 python=${1:?usage: preflight.sh PYTHON [FOLDER]}
 folder=${2:-.}
-cpu_gib=3   # measured: torch for CPU with every extra takes about 2.2 GiB
+cpu_gib=4   # measured: .venv with torch for CPU and what the tests need takes 2.2 GiB; pip unpacks beside it
 cuda_gib=12 # an allowance: torch with CUDA brings the libraries of the toolkit, several GiB packed and more unpacked
 
 stop() { echo "preflight: $1" >&2; echo "     fix: $2" >&2; exit 1; }
@@ -30,7 +30,7 @@ fi
 
 if [ "$cuda" = no ] && [ -z "${TORCH_INDEX:-}" ] && [ "$(uname -s)" = Linux ]; then
     note "no NVIDIA GPU is visible" "pip's default index may serve a CUDA build of torch ($cuda_gib GiB on disk; $free_gib GiB are free). It works on a CPU too;
-          for the small one (2 GiB) give the address of PyTorch's CPU wheel index: make test TORCH_INDEX=..."
+          for the small one (1 GiB) give the address of PyTorch's CPU wheel index: make test TORCH_INDEX=..."
 fi
 
 compiler=${CXX:-c++}

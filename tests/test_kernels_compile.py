@@ -17,10 +17,10 @@ triton = pytest.importorskip("triton", reason="the Triton kernels need triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter replaces the compiler", allow_module_level=True)
 
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
 
-from gigpo_fast.kernels import clip_loss, configs, rows_backward, rows_forward
+from gigpo_fast.kernels import clip_loss, configs, rows_backward, rows_forward  # noqa: E402
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -71,22 +71,22 @@ class Recorder:
 
 def record(monkeypatch, kernel, arch, *, rows=2, V=151936, dtype=torch.float32, out_dtype=None, softcap=False, source=False, on_policy=False):
     """Call one launcher on (rows, V) logits as on `arch` and return what it would launch."""
-    monkeypatch.setattr(configs, "architecture", lambda device: arch)
     logits, ids = torch.empty(rows, V, dtype=dtype), torch.zeros(rows, dtype=torch.int64)
     values = torch.ones(rows, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    old, ref, beta = (None, None, 0.0) if on_policy else (values, values, 0.1)
     tanh_in = 1 / 30 if softcap else 0.0
     module = {"rows_forward": rows_forward, "rows_backward": rows_backward, "clip_rows_forward": clip_loss}[kernel]
     recorder = Recorder(getattr(module, f"{kernel}_kernel"))
-    monkeypatch.setattr(module, f"{kernel}_kernel", recorder)
-    if kernel == "rows_forward":
-        rows_forward.rows_forward(logits, ids, values, tanh_in)
-    elif kernel == "rows_backward":
-        out = torch.empty(rows, V, dtype=out_dtype or dtype)
-        rows_backward.rows_backward(logits, ids, values, tanh_in, values, values, values, values, out, ids if source else None)
-    else:
-        old, ref, beta = (None, None, 0.0) if on_policy else (values, values, 0.1)
-        clip_loss.clip_rows_forward(logits, ids, values, tanh_in, values, old, ref, values, low=0.2, high=0.3, kl_coefficient=beta)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(configs, "architecture", lambda device: arch)
+        patch.setattr(module, f"{kernel}_kernel", recorder)
+        if kernel == "rows_forward":
+            rows_forward.rows_forward(logits, ids, values, tanh_in)
+        elif kernel == "rows_backward":
+            out = torch.empty(rows, V, dtype=out_dtype or dtype)
+            rows_backward.rows_backward(logits, ids, values, tanh_in, values, values, values, values, out, ids if source else None)
+        else:
+            clip_loss.clip_rows_forward(logits, ids, values, tanh_in, values, old, ref, values, low=0.2, high=0.3, kl_coefficient=beta)
     return recorder
 
 
@@ -126,7 +126,8 @@ def faults(kernel, options, arch, recorder, compiled, tmp_path):
     registers, stack, local = resources(compiled, tmp_path)
     constants = recorder.specialisation()[1]
     a_thread = constants["BLOCK"] // (recorder.options["num_warps"] * TARGETS[arch].warp_size)  # elements of a tile
-    aligned, double = options.get("V", 151936) % 16 == 0, options["dtype"] == torch.float64 if "dtype" in options else False
+    dtype, aligned = options.get("dtype", torch.float32), options.get("V", 151936) % 16 == 0
+    double = dtype == torch.float64
     row = [arch, kernel, *(f"{key}={str(value).removeprefix('torch.')}" for key, value in options.items()), f"registers={registers}"]
     row += [f"spilled={stack}+{local}", f"shared={compiled.metadata.shared}"]
     ttir = compiled.asm["ttir"]
@@ -144,9 +145,7 @@ def faults(kernel, options, arch, recorder, compiled, tmp_path):
         exponentials, vector_loads = ptx.count("ex2.approx"), len(re.findall(r"ld\.global\S*\.v4\.b32", ptx))
         row += [f"ex2={exponentials}/{a_thread}", f"vector_loads={vector_loads}"]
         if not double:
-            element = options["dtype"].itemsize if "dtype" in options else 4
-            loads = a_thread * element // 16
-            checks["loads narrower than 128 bits"] = vector_loads >= loads or not aligned
+            checks["loads narrower than 128 bits"] = vector_loads >= a_thread * dtype.itemsize // 16 or not aligned
             checks["fp64 instructions"] = ".f64" not in ptx
             each = 2 if options.get("softcap") else 1  # tanh costs one more
             checks["more than one exponential an element"] = exponentials <= each * a_thread + 6
@@ -155,6 +154,7 @@ def faults(kernel, options, arch, recorder, compiled, tmp_path):
     return row, [name for name, held in checks.items() if not held]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", TARGETS)
 def test_every_configuration_compiles_as_designed(arch, monkeypatch, tmp_path):
     table, broken = [], []
@@ -169,10 +169,8 @@ def test_every_configuration_compiles_as_designed(arch, monkeypatch, tmp_path):
 
 def test_the_gates_see_a_spill_and_a_narrow_load(monkeypatch, tmp_path):
     """A tile far too large for its warps must be reported, or the gates above mean nothing."""
-    entry = {"rows_backward": {2: configs.Config(32768, 4, 3)}}
-    monkeypatch.setitem(configs.TABLE, "sm_90", entry)
+    monkeypatch.setitem(configs.TABLE, "sm_90", {"rows_backward": {2: configs.Config(32768, 4, 3)}})
     options = {"dtype": torch.bfloat16, "V": 50257, "softcap": True}
-    monkeypatch.setattr(monkeypatch, "undo", lambda: None)  # keep the entry while recording
     recorder = record(monkeypatch, "rows_backward", "sm_90", **options)
     _, found = faults("rows_backward", options | {"V": 151936}, "sm_90", recorder, recorder.compile("sm_90"), tmp_path)
     assert "spills" in found and "loads narrower than 128 bits" in found
@@ -181,7 +179,8 @@ def test_the_gates_see_a_spill_and_a_narrow_load(monkeypatch, tmp_path):
 @pytest.mark.parametrize("kernel", configs.TABLE["sm_90"])
 def test_new_lengths_compile_nothing_new(kernel, monkeypatch):
     """Rows and vocabulary sizes are run-time numbers: only their divisibility by 16 is known to the compiler."""
-    first, *others = (record(monkeypatch, kernel, "sm_90", rows=rows, V=V).specialisation() for rows, V in ((2, 32000), (1, 32000), (17, 32016), (3, 4096)))
+    lengths = ((2, 32000), (1, 32000), (17, 32016), (3, 4096))
+    first, *others = (record(monkeypatch, kernel, "sm_90", rows=rows, V=V).specialisation() for rows, V in lengths)
     assert all(other == first for other in others)
     assert record(monkeypatch, kernel, "sm_90", V=32001).specialisation() != first
 

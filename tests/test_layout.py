@@ -16,15 +16,16 @@ CODE_SUFFIXES = (".py", ".cpp", ".cu", ".h", ".sh")
 TEXT_SUFFIXES = (*CODE_SUFFIXES, ".md", ".toml", ".in", ".cff", ".txt", ".yaml", ".json", "")
 LINE_LIMITS = {"README.md": 200, "CONTRIBUTING.md": 50}
 MAX_LINES = 400
+LINKS = ("kernels", "csrc")  # folders at the root that the package reaches through a link
 
 # Level of each module or package directly below gigpo_fast. A file may import its own level and the ones below.
 LEVELS = {
     "kernels": 0, "reference": 0,
     "types": 1, "checks": 1, "backend": 1, "metrics": 1,
-    "sequences": 2, "objective": 2, "plan": 2, "advantage": 2, "anchor": 2, "reward": 2,
+    "head": 2, "sequences": 2, "objective": 2, "plan": 2, "advantage": 2, "anchor": 2, "reward": 2,
     "ops": 3,
     "logprob": 4, "pairwise": 4,
-    "loss": 5, "recipes": 5, "distributed": 5,
+    "loss": 5, "recipes": 5, "distributed": 5, "tokens": 5,
     "testing": 6, "selftest": 6, "doctor": 6, "__main__": 6, "integrations": 6,
 }
 REFERENCE_READERS = 6  # the reference is for judging: only testing, selftest and doctor may read it
@@ -41,7 +42,8 @@ def _files(*suffixes: str) -> list[pathlib.Path]:
         tops = [path for path in ROOT.iterdir() if path.is_file() or path.name in (*CODE_FOLDERS, ".ci")]
         paths = [path for top in tops for path in ([top] if top.is_file() else top.rglob("*"))]
     found = {path for path in paths if path.suffix in suffixes and path.is_file() and not path.is_symlink()}
-    return sorted(path for path in found if "__pycache__" not in path.parts and (ROOT / "gigpo_fast/kernels") not in path.parents)
+    links = {ROOT / "gigpo_fast" / name for name in LINKS}
+    return sorted(path for path in found if "__pycache__" not in path.parts and not links & set(path.parents))
 
 
 def _name(path: pathlib.Path) -> str:
@@ -150,13 +152,13 @@ def test_kernels_and_reference_stand_alone(path):
     assert not wrong, f"{_name(path)} imports {wrong}"
 
 
-def test_kernels_is_a_link_without_init():
+def test_kernels_and_csrc_are_links_without_init():
     # With an __init__.py the folder would shadow the distribution named `kernels` for whoever runs from the root.
-    link = ROOT / "gigpo_fast" / "kernels"
     assert not (ROOT / "kernels" / "__init__.py").exists()
-    assert link.samefile(ROOT / "kernels")
-    if link.is_symlink():
-        assert link.readlink() == pathlib.Path("../kernels"), "the link must be relative, or a clone breaks it"
+    for name in LINKS:
+        link = ROOT / "gigpo_fast" / name
+        assert link.samefile(ROOT / name)
+        assert link.readlink() == pathlib.Path("..", name), "the link must be relative, or a clone breaks it"
 
 
 @pytest.mark.parametrize("path", _files(*CODE_SUFFIXES), ids=_name)

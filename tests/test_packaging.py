@@ -66,7 +66,7 @@ def test_packages_are_the_folders():
     listed = _project()["packages"]
     on_disk = {"gigpo_fast", "gigpo_fast.kernels"}
     for folder in (ROOT / "gigpo_fast").rglob("*"):
-        # the link to kernels/ is walked by some Python versions and not by others: it is named above
+        # links are walked by some Python versions and not by others: kernels is named above, csrc holds no Python
         if folder.is_dir() and not folder.is_symlink() and "kernels" not in folder.parts and any(folder.glob("*.py")):
             on_disk.add(".".join(folder.relative_to(ROOT).parts))
     assert sorted(listed) == sorted(on_disk)
@@ -93,7 +93,8 @@ def test_wheel_holds_every_module(pure_wheel):
     wanted = {path.relative_to(ROOT).as_posix() for path in sources} | {f"gigpo_fast/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
     assert wanted <= names, f"missing from the wheel: {sorted(wanted - names)}"
     assert len([name for name in names if name.startswith("gigpo_fast/kernels/")]) >= 2
-    assert "gigpo_fast/py.typed" in names
+    assert {"gigpo_fast/py.typed", "gigpo_fast/csrc/anchor_cuda.cu", "gigpo_fast/csrc/anchor_hash.h"} <= names
+    assert "gigpo_fast/csrc/anchor_cpu.cpp" not in names, "what is compiled at install time need not travel"
     assert {"LICENSE", "NOTICE"} <= {name.split("/")[-1] for name in names if "dist-info" in name}
 
 
@@ -152,13 +153,17 @@ def test_auto_without_a_compiler_says_why():
     assert "building without the cpu library: no C++ compiler ('no-such-compiler' is not on PATH)" in ran.stderr
 
 
+# What is not installed is not found: no finder may see these names.
 BLOCK = f"""
 import sys
-class Blocked:
+class Without:
+    finders = list(sys.meta_path)
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {OPTIONAL!r}:
-            raise ModuleNotFoundError(f"{{name}} is blocked", name=name)
-sys.meta_path.insert(0, Blocked())
+        found = (finder.find_spec(name, path, target) for finder in self.finders)
+        return None if name.split(".")[0] in {OPTIONAL!r} else next((spec for spec in found if spec is not None), None)
+    def find_distributions(self, *args):
+        return (found for finder in self.finders if hasattr(finder, "find_distributions") for found in finder.find_distributions(*args))
+sys.meta_path[:] = [Without()]
 """
 
 

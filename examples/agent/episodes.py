@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .frozen_lake import FrozenLakes, Tokenizer
-from .policy import sample
+from .policy import next_token_log_probs
 
 
 class Steps(NamedTuple):
@@ -25,40 +25,49 @@ class Steps(NamedTuple):
 
 
 def play(model, lakes: FrozenLakes, tokenizer: Tokenizer, *, seed: int, generator: torch.Generator) -> Steps:
-    """Play every episode to its end. All that are still running share one forward pass a step; the boards are the whole
-    state of the game, so no history and no cache are needed."""
+    """Play every episode to its end. The board is the whole state of the game, so a prompt needs no history, and the policy
+    stands still meanwhile, so each distinct board is put to the model once."""
     lakes.reset(seed)
-    observations, trajectory, rewards, valid = [], [], [], []
-    prompts, tokens, log_probs = [], [], []
+    known: dict[str, Tensor] = {}  # board -> (V,) log-probs
+    observations, trajectory, rewards, words = [], [], [], []
+    tokens, log_probs = [], []
     solved = torch.zeros(len(lakes.running), dtype=torch.bool)
     while any(lakes.running):
         players = [i for i, running in enumerate(lakes.running) if running]
         seen = [lakes.observations[i] for i in players]
-        prompt = torch.tensor([tokenizer.encode(text) for text in seen])
-        token, log_prob = sample(model, prompt, generator)
-        words = [tokenizer.decode(t) for t in token.tolist()]
-        paid = lakes.step(dict(zip(players, words, strict=True)))
+        new = [board for board in dict.fromkeys(seen) if board not in known]
+        if new:
+            known.update(zip(new, next_token_log_probs(model, _prompts(new, tokenizer)), strict=True))
+        answers = torch.stack([known[board] for board in seen])
+        chosen = torch.multinomial(answers.exp(), 1, generator=generator)
+        said = [tokenizer.decode(token) for token in chosen[:, 0].tolist()]
+        paid = lakes.step(dict(zip(players, said, strict=True)))
 
         observations += seen
         trajectory += players
+        words += said
         rewards += [paid[i] for i in players]
-        valid += [lakes.understands(word) for word in words]
-        prompts.append(prompt), tokens.append(token), log_probs.append(log_prob)
+        tokens.append(chosen)
+        log_probs.append(answers.gather(1, chosen)[:, 0])
         for i in players:
             solved[i] |= paid[i] > 0
 
-    prompts, tokens, log_probs = torch.cat(prompts), torch.cat(tokens), torch.cat(log_probs)
+    prompts = _prompts(observations, tokenizer)
     mask = torch.zeros_like(prompts, dtype=torch.bool)
     mask[:, -1] = True
     return Steps(
         observations=observations,
         prompts=prompts,
-        token_ids=torch.cat([prompts[:, 1:], tokens[:, None]], dim=1),
+        token_ids=torch.cat([prompts[:, 1:], torch.cat(tokens)], dim=1),
         mask=mask,
-        old_log_probs=torch.zeros(prompts.shape).masked_scatter(mask, log_probs),
+        old_log_probs=torch.zeros(prompts.shape).masked_scatter(mask, torch.cat(log_probs)),
         rewards=torch.tensor(rewards),
         trajectory=torch.tensor(trajectory),
-        valid_action=torch.tensor(valid),
+        valid_action=torch.tensor([lakes.understands(word) for word in words]),
         solved=solved,
         lengths=torch.bincount(torch.tensor(trajectory), minlength=len(solved)),
     )
+
+
+def _prompts(boards: list[str], tokenizer: Tokenizer) -> Tensor:
+    return torch.tensor([tokenizer.encode(board) for board in boards])

@@ -15,7 +15,9 @@ import gymnasium
 from gymnasium.envs.toy_text.frozen_lake import MAPS
 
 ACTIONS = ("left", "down", "right", "up")  # in gymnasium's order
-HORIZON = {"4x4": 30, "8x8": 100}  # steps until an episode is cut off
+# Steps until an episode is cut off. On slippery ice gymnasium's own limits: with 30 steps even the best player of the 4x4
+# map reaches the goal in 35 % of the episodes only, with 100 in 74 %.
+HORIZON = {("4x4", False): 30, ("8x8", False): 100, ("4x4", True): 100, ("8x8", True): 200}
 
 
 class Tokenizer:
@@ -42,7 +44,7 @@ class FrozenLakes:
 
     def __init__(self, count: int, *, map_name: str = "4x4", slippery: bool = False):
         self.board = MAPS[map_name]
-        self.horizon = HORIZON[map_name]
+        self.horizon = HORIZON[map_name, slippery]
         self.environments = [
             gymnasium.make("FrozenLake-v1", desc=self.board, is_slippery=slippery, max_episode_steps=self.horizon, disable_env_checker=True)
             for _ in range(count)

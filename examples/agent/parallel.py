@@ -31,6 +31,11 @@ def train_all(settings: list[Settings], *, processes: int) -> Iterator[dict]:
             yield from _in_processes(settings, processes, bar)
 
 
+def say(line: str) -> None:
+    """Print a line above the progress bar."""
+    tqdm.write(line)
+
+
 def _in_processes(settings: list[Settings], processes: int, bar: tqdm) -> Iterator[dict]:
     context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads in an undefined state
     ticks = context.Queue()

@@ -39,13 +39,13 @@ def draw_credit(path: pathlib.Path, rollouts: Rollouts, chosen: int, groups, lev
     axes.axvline(0, color="black", linewidth=0.8)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
-    axes.set_xlabel("advantage of the step (units of the game's reward)")
+    axes.set_xlabel("advantage of the step (points of the game)")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.75 / len(rows) + 0.03), ncols=2, frameon=False)
     outcome = "solved" if rollouts.solved[chosen] else "not solved"
     figure.suptitle(
         f"Who gets the credit? {rollouts.names[chosen]} ({outcome})\n"
         "GRPO gives every action the same advantage. GiGPO adds how the step compares with the others\n"
-        "taken from the same state. A step alone in its state (group size 1) keeps GRPO's advantage.",
+        "taken from the same state (equal observation text). A step alone in its state keeps GRPO's advantage.",
         fontsize=10,
     )
     figure.savefig(path, dpi=150)

@@ -24,13 +24,9 @@ def tiny_qwen2(vocab_size: int, *, hidden_size: int = 64, layers: int = 2) -> Qw
 
 
 @torch.no_grad()
-def sample(
+def next_token_log_probs(
     model: Qwen2ForCausalLM,
     prompts: Tensor,  # (n, T) int64, all of one length
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """One token after each prompt, drawn from the whole vocabulary, and its log-probability: both (n,)."""
-    logits = model(input_ids=prompts, logits_to_keep=1).logits[:, -1]
-    log_probs = logits.float().log_softmax(-1)
-    tokens = torch.multinomial(log_probs.exp(), 1, generator=generator)
-    return tokens[:, 0], log_probs.gather(1, tokens)[:, 0]
+) -> Tensor:  # (n, V) float32
+    """What the model says about the token after each prompt: the whole vocabulary, nothing ruled out."""
+    return model(input_ids=prompts, logits_to_keep=1).logits[:, -1].float().log_softmax(-1)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+
 from gigpo_fast.advantage import gigpo_advantages
 from gigpo_fast.anchor import group_states
 from gigpo_fast.loss import rows_that_matter
@@ -27,6 +28,7 @@ class Findings:
     largest_group: int
     singletons: int  # steps alone in their group: nothing to compare with, so GRPO's advantage stays
     one_trajectory_groups: int  # groups of two or more steps, all from one trajectory: a loop, or an action without effect
+    one_trajectory_steps: int  # steps in those groups
     opposite_sign: float  # GRPO rewards the step and GiGPO punishes it, or the other way round
     new_signal: float  # GRPO says nothing (advantage 0), GiGPO does
     lost_signal: float  # the two levels cancel out
@@ -44,6 +46,7 @@ def analyse(rollouts: Rollouts) -> tuple[Findings, StateGroups, GiGPOAdvantages]
     groups = group_states(rollouts.observations, rollouts.group)
     levels = gigpo_advantages(rollouts.rewards, rollouts.trajectory, rollouts.group, groups.ids, gamma=GAMMA)
     steps = len(rollouts.observations)
+    alone = (groups.counts > 1) & (_trajectories_of(groups, rollouts) == 1)
     grpo, gigpo = levels.episode.sign(), levels.advantages.sign()
 
     findings = Findings(
@@ -55,7 +58,8 @@ def analyse(rollouts: Rollouts) -> tuple[Findings, StateGroups, GiGPOAdvantages]
         mean_group_size=steps / len(groups.counts),
         largest_group=int(groups.counts.max()),
         singletons=int((groups.counts == 1).sum()),
-        one_trajectory_groups=int(((groups.counts > 1) & (_trajectories_of(groups, rollouts) == 1)).sum()),
+        one_trajectory_groups=int(alone.sum()),
+        one_trajectory_steps=int(groups.counts[alone].sum()),
         opposite_sign=_share(grpo * gigpo < 0),
         new_signal=_share((grpo == 0) & (gigpo != 0)),
         lost_signal=_share((grpo != 0) & (gigpo == 0)),
@@ -72,9 +76,9 @@ def table(found: list[Findings]) -> str:
         ("tasks / trajectories / steps", lambda f: f"{f.tasks} / {f.trajectories} / {f.steps}"),
         ("anchor groups (distinct states)", lambda f: f"{f.states}"),
         ("group size: mean / largest", lambda f: f"{f.mean_group_size:.3f} / {f.largest_group}"),
-        ("singletons (steps alone in their group)", lambda f: f"{f.singletons} ({f.singletons / f.steps:.1%})"),
-        ("groups of one trajectory (size >= 2)", lambda f: f"{f.one_trajectory_groups}"),
-        ("GiGPO's sign differs from GRPO's", lambda f: f"{f.sign_differs:.1%} of steps"),
+        ("singletons (steps alone in their group)", lambda f: f"{f.singletons} ({f.singletons / f.steps:.1%} of steps)"),
+        ("groups of one trajectory (size >= 2)", lambda f: f"{f.one_trajectory_groups} ({f.one_trajectory_steps / f.steps:.1%} of steps)"),
+        ("GiGPO's sign differs from GRPO's", lambda f: f"{f.sign_differs:.1%}"),
         ("  opposite sign", lambda f: f"{f.opposite_sign:.1%}"),
         ("  GRPO 0, GiGPO not", lambda f: f"{f.new_signal:.1%}"),
         ("  GRPO not 0, GiGPO 0", lambda f: f"{f.lost_signal:.1%}"),

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 
 import torch
+
 from gigpo_fast.advantage import gigpo_advantages, step_ids, to_tokens
 from gigpo_fast.anchor import group_states
 from gigpo_fast.loss import linear_gigpo_loss, linear_grpo_loss, rows_that_matter
@@ -50,8 +51,6 @@ def train(settings: Settings, on_update=lambda: None) -> dict:
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0)
     lakes = FrozenLakes(settings.groups * settings.group_size, map_name=settings.map_name, slippery=settings.slippery)
     generator = torch.Generator().manual_seed(settings.seed)
-    loss_of = {"grpo": linear_grpo_loss, "gigpo": linear_gigpo_loss}[settings.algorithm]
-    objective = recipe(settings.algorithm).objective
 
     curves = {name: [] for name in ("success", "invalid_actions", "steps_to_goal", "rows_without_forward")}
     start = time.perf_counter()
@@ -59,27 +58,36 @@ def train(settings: Settings, on_update=lambda: None) -> dict:
         steps = play(model, lakes, tokenizer, seed=settings.seed * settings.updates + update, generator=generator)
         advantages = to_tokens(credit(steps, settings), step_ids(steps.mask))
 
-        # Rows that cannot change the loss or its gradient never enter the transformer. The mean still counts them.
-        keep = rows_that_matter(steps.mask, advantages, objective=objective)
-        optimizer.zero_grad()
-        if keep.any():
-            hidden = model.model(input_ids=steps.prompts[keep]).last_hidden_state
-            output = loss_of(
-                hidden,
-                model.lm_head.weight,
-                steps.token_ids[keep],
-                advantages[keep],
-                steps.mask[keep],
-                old_log_probs=steps.old_log_probs[keep],
-                denominator=float(steps.mask.sum()),
-            )
-            output.loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-
+        skipped = learn(model, optimizer, steps, advantages, settings.algorithm)
         curves["success"].append(steps.solved.float().mean().item())
         curves["invalid_actions"].append(1 - steps.valid_action.float().mean().item())
         curves["steps_to_goal"].append(steps.lengths[steps.solved].float().mean().item() if steps.solved.any() else None)
-        curves["rows_without_forward"].append(1 - keep.float().mean().item())
+        curves["rows_without_forward"].append(skipped)
         on_update()
     return {"algorithm": settings.algorithm, "seed": settings.seed, "seconds": time.perf_counter() - start, **curves}
+
+
+def learn(model, optimizer: torch.optim.Optimizer, steps: Steps, advantages: torch.Tensor, algorithm: str) -> float:
+    """One optimiser step from one batch; the share of its rows that never entered the transformer.
+
+    Those rows can change neither the loss nor its gradient, but the mean still counts their tokens. A batch without any row
+    that matters (all groups failed, say) leaves the policy and the optimiser as they are.
+    """
+    loss_of = {"grpo": linear_grpo_loss, "gigpo": linear_gigpo_loss}[algorithm]
+    keep = rows_that_matter(steps.mask, advantages, objective=recipe(algorithm).objective)
+    if keep.any():
+        hidden = model.model(input_ids=steps.prompts[keep]).last_hidden_state
+        output = loss_of(
+            hidden,
+            model.lm_head.weight,
+            steps.token_ids[keep],
+            advantages[keep],
+            steps.mask[keep],
+            old_log_probs=steps.old_log_probs[keep],
+            denominator=float(steps.mask.sum()),
+        )
+        optimizer.zero_grad()
+        output.loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return 1 - keep.float().mean().item()

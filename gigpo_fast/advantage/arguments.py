@@ -11,22 +11,17 @@ from torch import Tensor
 
 from .. import checks
 
-_SCORES = (*checks.FLOATS, *checks.INTEGERS, torch.bool)
 _SHOWN = 8  # rows named in a message
 
 
-def result_dtype(*values: Tensor | None) -> torch.dtype:
+def result_dtype(*values: Any) -> torch.dtype:
     """float64 if any of the values is, else float32."""
-    return torch.float64 if any(value is not None and value.dtype == torch.float64 for value in values) else torch.float32
+    return torch.float64 if any(isinstance(value, Tensor) and value.dtype == torch.float64 for value in values) else torch.float32
 
 
-def row_count(function: str, name: str, value: Any) -> int:
-    """S, from the argument that sets it."""
-    return checks.tensor(function, name, value, shape=(None,), dtypes=_SCORES, fix="pass one score a row").shape[0]
-
-
-def validity(function: str, valid: Tensor | None, like: Tensor) -> Tensor:
-    """(S,) bool, True everywhere for None."""
+def validity(function: str, valid: Tensor | None, name: str, like: Any) -> Tensor:
+    """(S,) bool, True everywhere for None; S is the length of `like`, the argument called `name`."""
+    checks.tensor(function, name, like, shape=(None,), fix="pass one score a row")
     if valid is None:
         return torch.ones(like.shape, dtype=torch.bool, device=like.device)
     return checks.mask(function, valid, tuple(like.shape), like.device, name="valid")
@@ -34,7 +29,9 @@ def validity(function: str, valid: Tensor | None, like: Tensor) -> Tensor:
 
 def scores(function: str, name: str, value: Any, valid: Tensor) -> Tensor:
     """(S,) float64, detached, 0 where not valid."""
-    checks.tensor(function, name, value, shape=tuple(valid.shape), dtypes=_SCORES, device=valid.device, fix="pass one score a row")
+    checks.tensor(function, name, value, shape=tuple(valid.shape), device=valid.device, fix="pass one score a row")
+    if value.is_complex():
+        checks.fail(function, name, "real", value, "pass one real score a row", error=TypeError)
     values = torch.where(valid, value.detach(), 0).to(torch.float64)
     if checks.full_validation():
         fail_at(

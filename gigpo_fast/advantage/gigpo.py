@@ -56,9 +56,8 @@ def gigpo_advantages(
     gamma = arguments.discount(function, gamma)
     check_options(function, scale, statistics)
     step_weight = checks.number(function, "step_weight", step_weight, at_least=0.0, fix="1.0 is usual, 0.0 turns the step level off")
-    arguments.row_count(function, "rewards", rewards)
+    counted = arguments.validity(function, valid, "rewards", rewards)
     dtype = arguments.result_dtype(rewards, episode_scores, step_returns)
-    counted = arguments.validity(function, valid, rewards)
     values = arguments.scores(function, "rewards", rewards, counted)
     own, task, state = (
         arguments.labels(function, name, label, counted) for name, label in (("trajectory", trajectory), ("group", group), ("anchor", anchor))

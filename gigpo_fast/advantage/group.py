@@ -95,8 +95,7 @@ def _read(
     function: str, scores: Tensor, group: Tensor | list, statistics: GroupStatistics, trajectory: Tensor | list | None, valid: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Scores, the score that stands for each row's trajectory, which rows are counted, the tasks, which rows are valid."""
-    arguments.row_count(function, "scores", scores)
-    valid = arguments.validity(function, valid, scores)
+    valid = arguments.validity(function, valid, "scores", scores)
     values = arguments.scores(function, "scores", scores, valid)
     task = arguments.labels(function, "group", group, valid)
     if trajectory is None:

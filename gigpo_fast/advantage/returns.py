@@ -48,8 +48,7 @@ def discounted_returns(
     """
     function = "discounted_returns"
     gamma = arguments.discount(function, gamma)
-    arguments.row_count(function, "rewards", rewards)
-    counted = arguments.validity(function, valid, rewards)
+    counted = arguments.validity(function, valid, "rewards", rewards)
     values = arguments.scores(function, "rewards", rewards, counted)
     timeline = time_order(
         function, arguments.labels(function, "trajectory", trajectory, counted), arguments.steps(function, step, counted), counted,

@@ -5,6 +5,7 @@ shapes (2, 3) and (3, 2), never have equal bytes, and no list can be mistaken fo
 bits: NaN equals the same NaN, and -0.0 is not 0.0. Dictionaries do not depend on the order of their keys.
 """
 
+import ctypes
 import struct
 import sys
 from typing import Any
@@ -32,7 +33,6 @@ def _append(parts: list[bytes], value: Any) -> None:
     elif isinstance(value, bytes):
         _append_sized(parts, b"b", value)
     elif isinstance(value, Tensor):
-        # bfloat16 has no NumPy type: the bits are read as unsigned bytes
         _append_array(parts, b"t", str(value.dtype), tuple(value.shape), tensor_bytes(value))
     elif numpy is not None and isinstance(value, (numpy.ndarray, numpy.generic)):
         _append_numpy(parts, value)
@@ -54,18 +54,12 @@ def _append(parts: list[bytes], value: Any) -> None:
 
 def tensor_bytes(value: Tensor) -> bytes:
     """The elements of a tensor in row-major order, bit for bit."""
-    flat = value.detach().cpu().contiguous().reshape(-1)
-    return bytes(flat.view(_torch_uint8(value)).tolist()) if flat.numel() else b""
-
-
-def _torch_uint8(value: Tensor):
-    import torch
-
-    return torch.uint8
+    here = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return ctypes.string_at(here.data_ptr(), here.numel() * here.element_size()) if here.numel() else b""
 
 
 def _append_numpy(parts: list[bytes], value: Any) -> None:
-    tag = b"g" if value.ndim == 0 and not hasattr(value, "flags") else b"a"
+    tag = b"a" if isinstance(value, sys.modules["numpy"].ndarray) else b"g"
     if value.dtype.kind == "V":
         raise Unsupported(f"NumPy structured {value.dtype}")  # its padding bytes hold anything
     if value.dtype.kind == "O":

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from ..metrics import merge
-from ..objective.batch import Sequences, TokenBatch
+from ..objective.batch import TokenBatch
 from ..objective.block import Scope
-from ..objective.differentiate import differentiate, objective_from
+from ..objective.differentiate import Differentiated, differentiate, objective_from
 from ..objective.policy import PolicyObjective
 from ..plan import order_tokens
-from .gemm import compute_dtype
+from .clip_twin import score_with_twin, twin_options
+from .gemm import compute_dtype, head_logits
 from .passes import HeadTensors, ScoredRows, backward_chunk, chunk_rows, recompute_backward, score, split
+from .rows import runs_triton
 
 
 class FusedLoss:
@@ -35,6 +37,8 @@ class FusedLoss:
         self.d_bias = torch.zeros_like(head.bias, dtype=dtype) if need[2] else None
         self.loss = hidden.new_zeros((), dtype=dtype)
         self.metrics: list[Tensor] = []
+        self.triton = runs_triton(hidden.device)
+        self.twin = twin_options(objective) if self.triton else None
 
     @property
     def needs_backward(self) -> bool:
@@ -44,8 +48,14 @@ class FusedLoss:
         """Tokens start .. stop of the plan, complete in themselves: forward and backward from the same logits."""
         hidden = self.hidden.index_select(0, self.rows[start:stop])
         token_ids, scale = self.token_ids[start:stop], self.scale[start:stop]
-        logits, log_probs, lse, entropy = score(hidden, token_ids, scale, self.head)
-        c, e = self._evaluate(start, stop, log_probs, entropy)
+        if self.twin is None:
+            logits, log_probs, lse, entropy = score(hidden, token_ids, scale, self.head)
+            c, e = self._evaluate(start, stop, log_probs, entropy)
+        else:
+            logits = head_logits(hidden, self.head.weight, self.head.bias)
+            batch = self.tokens.take(slice(start, stop))
+            lse, entropy, result = score_with_twin(self.objective, self.twin, logits, token_ids, scale, self.head.tanh_in, batch, self.denominator)
+            c, e = self._record(result)
         active, stop = self._active(c, e, start, min(stop, self.n_backward))
         if stop <= start or (active is not None and active.numel() == 0):
             return
@@ -72,7 +82,9 @@ class FusedLoss:
 
     def _evaluate(self, start: int, stop: int, log_probs: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor]:
         batch = self.tokens.take(slice(start, stop))._replace(log_probs=log_probs, entropy=entropy)
-        result = differentiate(self.objective, batch, self.denominator)
+        return self._record(differentiate(self.objective, batch, self.denominator))
+
+    def _record(self, result: Differentiated) -> tuple[Tensor, Tensor]:
         self.loss = self.loss + result.loss
         self.metrics.append(result.metrics)
         return result.d_log_probs, result.d_entropy
@@ -80,11 +92,11 @@ class FusedLoss:
     def _active(self, c: Tensor, e: Tensor, start: int, stop: int) -> tuple[Tensor | None, int]:
         """Rows (relative to start) whose coefficients are not both exactly 0, or None for all of start .. stop.
 
-        Only on a CPU: there dropping rows before the GEMMs is free. On a GPU it would wait for the device.
+        Dropping rows before the GEMMs is free for the C++ and torch rows. Triton's would have to wait for the device.
         """
         if not self.needs_backward:
             return None, start
-        if c.device.type != "cpu":
+        if self.triton:
             return None, stop
         wanted = ((c != 0) | (e != 0))[: max(stop - start, 0)]  # NaN is not 0 and stays
         return (None, stop) if bool(wanted.all()) else (wanted.nonzero().squeeze(1), stop)

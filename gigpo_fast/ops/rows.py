@@ -24,3 +24,8 @@ def rows_for(device: torch.device) -> ModuleType:
     from . import rows_torch
 
     return rows_torch
+
+
+def runs_triton(device: torch.device) -> bool:
+    """True where Triton serves the rows: no gradient rows are dropped there, since that would wait for the device."""
+    return backend.choose(device) == "triton"

@@ -1,0 +1,157 @@
+"""What `group_states` may be given, reduced to two forms: Python objects in a list, or bytes in one flat buffer.
+
+A list of str and bytes stays as it is, because reading the objects where they lie is cheaper than any copy. Everything else ends as
+`Packed`: row i is `data[starts[i] : starts[i] + lengths[i]]`. Rows that are not valid are dropped here, so whatever they hold, of
+whatever type, cannot matter further on.
+"""
+
+import itertools
+import sys
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from .encoding import Unsupported, encode
+
+FUNCTION = "group_states"
+EXPECTED = "a list of str, bytes, int or nested values, a NumPy array, a tensor (S, ...), or a pair (values, offsets) of tensors"
+
+
+class Objects(NamedTuple):
+    """States as a list of str and bytes objects."""
+
+    items: list
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+class Packed(NamedTuple):
+    """States as ranges of one buffer; ranges may overlap and leave gaps."""
+
+    data: Tensor  # (N,) uint8, contiguous
+    starts: Tensor  # (S,) int64, bytes
+    lengths: Tensor  # (S,) int64, bytes
+
+    @property
+    def device(self) -> torch.device:
+        return self.data.device
+
+
+def is_ragged(states: Any) -> bool:
+    """True for a pair of tensors (values, offsets). Two states that are tensors go in a list."""
+    return isinstance(states, tuple) and len(states) == 2 and all(isinstance(part, Tensor) for part in states)
+
+
+def size(states: Any) -> int:
+    """How many states there are, valid or not."""
+    if is_ragged(states):
+        return _checked_offsets(*states).numel() - 1
+    if isinstance(states, (list, tuple)):
+        return len(states)
+    if isinstance(states, Tensor) or _is_numpy(states):
+        if states.ndim == 0:
+            checks.fail(FUNCTION, "states", "one row a state, (S, ...)", states, "add a first dimension with one entry a step")
+        return states.shape[0]
+    checks.fail(FUNCTION, "states", EXPECTED, f"{type(states).__name__} {checks.describe(states)}", "convert it to one of these", error=TypeError)
+
+
+def read(states: Any, valid: Tensor | None) -> "Objects | Packed":
+    """The valid rows of `states` in one of the two forms."""
+    if is_ragged(states):
+        values, offsets = states
+        scale = values.element_size() * (values[:1].numel() if values.shape[0] else 1)
+        bounds = offsets.to(torch.int64) * scale
+        return _select(Packed(_bytes_of(values), bounds[:-1].contiguous(), bounds[1:] - bounds[:-1]), valid)
+    if isinstance(states, Tensor):
+        return _select(_fixed_width(_bytes_of(states), states.shape[0]), valid)
+    if _is_numpy(states):
+        if states.dtype.kind in "OUS":
+            states = states.tolist() if states.ndim == 1 else list(states)
+        else:
+            return _select(_fixed_width(_numpy_bytes(states), states.shape[0]), valid)
+    return _read_list(states, None if valid is None else valid.tolist())
+
+
+def _read_list(states: list | tuple, valid: list[bool] | None) -> "Objects | Packed":
+    items = list(states if valid is None else itertools.compress(states, valid))
+    types = set(map(type, items))
+    if all(issubclass(kind, (str, bytes)) for kind in types):
+        return Objects(items)
+    if types == {int} and -(2**63) <= min(items) and max(items) < 2**63:  # the encoder takes any size
+        return _fixed_width(_bytes_of(torch.tensor(items, dtype=torch.int64)), len(items))
+    encoded = []
+    for number, item in enumerate(items):
+        try:
+            encoded.append(encode(item))
+        except Unsupported as error:
+            row = number if valid is None else list(itertools.compress(itertools.count(), valid))[number]
+            checks.fail(
+                FUNCTION, f"states[{row}]", "made of None, bool, int, float, str, bytes, tuple, list, dict, NumPy arrays and tensors",
+                f"{error} in {checks.describe(item)}", "convert it, for example with str() or dataclasses.astuple()", error=TypeError,
+            )
+    return Objects(encoded)
+
+
+def _select(rows: Packed, valid: Tensor | None) -> Packed:
+    if valid is None:
+        return rows
+    valid = valid.to(rows.device)
+    return Packed(rows.data, rows.starts[valid], rows.lengths[valid])
+
+
+def _fixed_width(data: Tensor, count: int) -> Packed:
+    width = data.numel() // count if count else 0
+    starts = torch.arange(count, device=data.device, dtype=torch.int64) * width
+    return Packed(data, starts, torch.full_like(starts, width))
+
+
+def _bytes_of(values: Tensor) -> Tensor:
+    if values.layout != torch.strided or type(values) not in (Tensor, torch.nn.Parameter):
+        checks.fail(
+            FUNCTION, "states", "plain dense tensors", f"{type(values).__name__} with layout {values.layout}",
+            "convert it with to_dense() or to_local()", error=TypeError,
+        )
+    flat = values.detach().resolve_conj().resolve_neg().reshape(-1)
+    # contiguous() would leave a vector of one or no element whatever stride it has, and view(uint8) then refuses
+    return (flat if flat.stride(0) == 1 else flat.clone(memory_format=torch.contiguous_format)).view(torch.uint8)
+
+
+def _numpy_bytes(states: Any) -> Tensor:
+    numpy = sys.modules["numpy"]
+    if states.dtype.kind == "V":
+        checks.fail(FUNCTION, "states", "an array without padding bytes", f"structured {states.dtype}", "pass the fields as a list of tuples", error=TypeError)
+    flat = numpy.ascontiguousarray(states).reshape(-1)
+    return torch.from_numpy((flat if flat.flags.writeable else flat.copy()).view(numpy.uint8))
+
+
+def _is_numpy(value: Any) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray)
+
+
+def _checked_offsets(values: Tensor, offsets: Tensor) -> Tensor:
+    """The offsets of a ragged pair. They are always checked: a wrong one would read memory that is not a state."""
+    name = "states[1] (offsets)"
+    if values.ndim == 0:
+        checks.fail(FUNCTION, "states[0] (values)", "(total, ...)", values, "pass the concatenated values of all states")
+    checks.tensor(FUNCTION, name, offsets, shape=(None,), dtypes=(torch.int64, torch.int32), device=values.device)
+    if offsets.numel() == 0:
+        checks.fail(FUNCTION, name, "at least one entry, 0", offsets, "S states need S + 1 offsets, the first 0")
+    if offsets.dtype == torch.int32 and values.numel() * values.element_size() > 2**31 - 1:
+        checks.fail(FUNCTION, name, "int64 for more than 2**31 - 1 bytes", offsets, "use offsets.to(torch.int64), built without int32 overflow")
+    first, last, falling = torch.stack([offsets[0], offsets[-1], (offsets[1:] < offsets[:-1]).sum().to(offsets.dtype)]).tolist()
+    if first != 0:
+        checks.fail(FUNCTION, name, "0 at index 0", first, "the first state begins at 0")
+    if falling:
+        index = int((offsets[1:] < offsets[:-1]).nonzero()[0, 0]) + 1
+        checks.fail(FUNCTION, name, f"non-decreasing, but it falls at index {index}", int(offsets[index]), "offsets are a running sum of lengths")
+    if last != values.shape[0]:
+        checks.fail(FUNCTION, name, f"{values.shape[0]} (the number of values) at index {offsets.numel() - 1}", last, "the last offset ends the last state")
+    return offsets

@@ -1,0 +1,127 @@
+"""The torch path: a dict on the CPU, sorting on other devices. It needs no compiler.
+
+Sorting works by refinement: rows are in one class as long as nothing tells them apart. Group, length and a 64-bit fingerprint refine
+the classes; then every row is compared with the first row of its class, byte for byte. Only if that finds a difference, which honest
+states never produce, the words of the states themselves refine the classes, one after the other.
+"""
+
+import ctypes
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..types import StateGroups
+from .rows import Objects, Packed
+
+WORDS_AT_ONCE = 1 << 20  # 8 MiB of states; their byte indices take eight times that
+
+
+def group(rows: Objects | Packed, labels: Tensor | None, *, seed: int, hash_bits: int) -> StateGroups:
+    """Group the rows of one form; labels (S,) int64 on the rows' device, or None for one group. Bytes always decide."""
+    if rows.device.type != "cpu":
+        return group_by_sorting(rows, labels, seed=seed, hash_bits=hash_bits)
+    items = rows.items if isinstance(rows, Objects) else _slices(rows)
+    return number_keys(items if labels is None else list(zip(labels.tolist(), items)))
+
+
+def number_keys(keys: list) -> StateGroups:
+    """Number hashable keys by first occurrence."""
+    number = {key: position for position, key in enumerate(dict.fromkeys(keys))}
+    return by_first_occurrence(torch.tensor(list(map(number.__getitem__, keys)), dtype=torch.int64))
+
+
+def by_first_occurrence(classes: Tensor) -> StateGroups:
+    """Renumber dense classes (S,) int64 by first occurrence."""
+    first = _first_rows(classes)
+    is_first = first == torch.arange(classes.numel(), device=classes.device)
+    ids = (is_first.cumsum(0) - 1)[first]
+    first_row = is_first.nonzero().squeeze(1)
+    return StateGroups(ids, first_row, torch.bincount(ids, minlength=first_row.numel()))
+
+
+def _slices(rows: Packed) -> list[bytes]:
+    data = ctypes.string_at(rows.data.data_ptr(), rows.data.numel()) if rows.data.numel() else b""
+    return [data[start : start + length] for start, length in zip(rows.starts.tolist(), rows.lengths.tolist())]
+
+
+def group_by_sorting(rows: Packed, labels: Tensor | None, *, seed: int, hash_bits: int) -> StateGroups:
+    """The same for packed rows on any device, with torch's sort alone."""
+    classes = torch.zeros_like(rows.starts)
+    if labels is not None:
+        classes = _refine(classes, labels)
+    classes = _refine(classes, rows.lengths)
+    filtered = _refine(classes, _fingerprints(rows, seed, hash_bits))
+    if _differ_from_first(rows, filtered):
+        longest = int(rows.lengths.max())
+        for offset in range(0, longest, 8):
+            left = rows.lengths - offset
+            classes = _refine(classes, _gather_words(rows.data, rows.starts + offset, left))
+        filtered = classes
+    return by_first_occurrence(filtered)
+
+
+def _refine(classes: Tensor, column: Tensor) -> Tensor:
+    """Split classes by the values of a column: two rows share a class if they did before and their values are equal."""
+    order = torch.sort(column, stable=True).indices
+    order = order[torch.sort(classes[order], stable=True).indices]
+    sorted_classes, sorted_column = classes[order], column[order]
+    starts_class = torch.ones_like(order)
+    starts_class[1:] = (sorted_classes[1:] != sorted_classes[:-1]) | (sorted_column[1:] != sorted_column[:-1])
+    return torch.empty_like(classes).index_copy_(0, order, starts_class.cumsum(0) - 1)
+
+
+def _first_rows(classes: Tensor) -> Tensor:
+    """The first row of each row's class."""
+    numbers = torch.arange(classes.numel(), device=classes.device)
+    first = torch.full_like(numbers, classes.numel()).scatter_reduce_(0, classes, numbers, "amin")
+    return first[classes]
+
+
+def _fingerprints(rows: Packed, seed: int, hash_bits: int) -> Tensor:
+    """A keyed sum over the words of a row, each mixed with its place. Integer sums do not depend on the order of the additions."""
+    total = torch.zeros_like(rows.starts)
+    for row, place, word in _words(rows):
+        total.index_add_(0, row, _mix(word ^ _mix(place + seed)))
+    total = _mix(total)
+    return total if hash_bits >= 64 else total & ((1 << hash_bits) - 1)
+
+
+def _differ_from_first(rows: Packed, classes: Tensor) -> bool:
+    """True if some row's bytes are not those of the first row of its class. The lengths in a class are equal."""
+    first_start = rows.starts[_first_rows(classes)]
+    for row, place, word in _words(rows):
+        if not torch.equal(word, _gather_words(rows.data, first_start[row] + 8 * place, rows.lengths[row] - 8 * place)):
+            return True
+    return False
+
+
+def _words(rows: Packed) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """All states as 64-bit words, the last one padded with zeros: (row, place in the row, word), a bounded number at once."""
+    ends = ((rows.lengths + 7) // 8).cumsum(0)
+    total = int(ends[-1]) if ends.numel() else 0
+    begins = ends - (rows.lengths + 7) // 8
+    for chunk in range(0, total, WORDS_AT_ONCE):
+        number = torch.arange(chunk, min(chunk + WORDS_AT_ONCE, total), device=ends.device)
+        row = torch.searchsorted(ends, number, right=True)
+        place = number - begins[row]
+        yield row, place, _gather_words(rows.data, rows.starts[row] + 8 * place, rows.lengths[row] - 8 * place)
+
+
+def _gather_words(data: Tensor, start: Tensor, left: Tensor) -> Tensor:
+    """The 8 bytes from each start as one int64; of a state that ends sooner (`left` bytes on), zeros for the rest."""
+    place = torch.arange(8, device=data.device)
+    inside = place < left[:, None]
+    index = (start[:, None] + place).masked_fill_(~inside, 0)
+    return data[index].masked_fill_(~inside, 0).view(torch.int64).squeeze(1)
+
+
+def _mix(word: Tensor) -> Tensor:
+    """A bijection of 64-bit words that spreads every bit (the finalizer of splitmix64)."""
+    word = (word ^ _shifted(word, 30)) * -0x40A7B892E31B1A47
+    word = (word ^ _shifted(word, 27)) * -0x6B2FB644ECCEEE15
+    return word ^ _shifted(word, 31)
+
+
+def _shifted(word: Tensor, by: int) -> Tensor:
+    return (word >> by) & ((1 << (64 - by)) - 1)  # logical: int64's own shift would drag the sign along

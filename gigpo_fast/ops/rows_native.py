@@ -1,0 +1,107 @@
+"""Row kernels in C++ for CPU tensors, vectorised, on torch's own threads: loads the library on first use.
+
+A result depends on its row alone, never on the number of threads or on the other rows.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backend, checks
+
+_CPU = torch.device("cpu")
+
+
+def rows_forward(
+    logits: Tensor,  # (n, V) float32, bfloat16, float16 or float64, stride(1) == 1, rows may be strided
+    token_ids: Tensor,  # (n,) int64; outside [0, V): log-prob NaN
+    scale: Tensor,  # (n,) float32, float64 for float64 logits: logit_scale, softcap and temperature in one factor
+    tanh_in: float,  # 1 / softcap, or 0.0 for none
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(log_probs, lse, entropy) of softmax over the transformed logits z, each (n,) in the dtype of `scale`, in nats.
+
+        z = scale[:, None] * (torch.tanh(tanh_in * logits) if tanh_in else logits)
+        log_p = torch.log_softmax(z, 1)
+        log_p.gather(1, token_ids[:, None])[:, 0], torch.logsumexp(z, 1), -(log_p.exp() * log_p).nan_to_num(0).sum(1)
+
+    Logits of -inf have probability 0; a row of only -inf, a NaN or (without softcap) a +inf in a row give NaN. Arithmetic is float32 (float64 for
+    float64), sums are carried in float64 between blocks of 2048 columns. Raises ValueError or TypeError for a wrong shape, dtype or device.
+    """
+    name = "rows_forward"
+    n = _matrix(name, "logits", logits).shape[0]
+    compute = _compute_dtype(logits)
+    ids = _per_row(name, "token_ids", token_ids, n, torch.int64)
+    return _ops().rows_forward(logits, ids, _per_row(name, "scale", scale, n, compute), float(tanh_in))
+
+
+def rows_backward(
+    logits: Tensor,  # (n, V) as in rows_forward
+    token_ids: Tensor,  # (m,) int64; outside [0, V): no target among these columns
+    scale: Tensor,  # (m,) as in rows_forward, like every per-row argument here in the order of the rows of `out`
+    tanh_in: float,
+    lse: Tensor,  # (m,) from rows_forward
+    entropy: Tensor,  # (m,) from rows_forward; not read where d_entropy is 0
+    d_log_probs: Tensor,  # (m,) dL/dlog_prob
+    d_entropy: Tensor,  # (m,) dL/dentropy
+    out: Tensor,  # (m, V) float32, bfloat16, float16 or float64, stride(1) == 1; may be the memory of `logits`
+    source_rows: Tensor | None = None,  # (m,) int64, strictly increasing rows of logits, source_rows[i] >= i; None: m == n
+) -> None:
+    """Write into row i of `out` the gradient with respect to the raw logits of row source_rows[i] (or i).
+
+        p = torch.exp(z - lse[:, None])
+        dz = c[:, None] * (one_hot(token_ids) - p) - e[:, None] * p * (z - lse[:, None] + entropy[:, None])
+        out = dz * scale[:, None] * (tanh_in * (1 - tanh(tanh_in * logits) ** 2) if tanh_in else 1)
+
+    The target entry uses -c expm1(z - lse). Rows with c = e = 0 give exact zeros whatever their logits hold. In place is legal, also while rows are
+    compacted: row i is written after every row up to source_rows[i] has been read. Other overlaps of `out` and `logits` raise RuntimeError.
+    """
+    name = "rows_backward"
+    n, vocabulary = _matrix(name, "logits", logits).shape
+    m = _matrix(name, "out", out).shape[0]
+    expected = (n if source_rows is None else m, vocabulary)
+    if tuple(out.shape) != expected:
+        checks.fail(name, "out", f"{expected}, a row for each row of logits or of source_rows", out, "allocate it with that shape")
+    compute = _compute_dtype(logits)
+    per_row = {"scale": scale, "lse": lse, "entropy": entropy, "d_log_probs": d_log_probs, "d_entropy": d_entropy}
+    scale, *rest = (_per_row(name, argument, value, m, compute) for argument, value in per_row.items())
+    ids = _per_row(name, "token_ids", token_ids, m, torch.int64)
+    source = None if source_rows is None else _per_row(name, "source_rows", source_rows, m, torch.int64)
+    _ops().rows_backward(logits, ids, scale, float(tanh_in), *rest, source, out)
+
+
+def _matrix(function: str, name: str, value: Tensor) -> Tensor:
+    fix = "pass 2-d CPU logits with the vocabulary last"
+    checks.tensor(function, name, value, shape=(None, None), dtypes=checks.FLOATS, device=_CPU, fix=fix)
+    if value.shape[1] == 0:
+        checks.fail(function, name, "(rows, V) with V >= 1", value, fix)
+    if value.shape[1] > 1 and value.stride(1) != 1:
+        checks.fail(function, name, "of stride 1 along the vocabulary", value.stride(), "call .contiguous()")
+    return value
+
+
+def _per_row(function: str, name: str, value: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+    fix = "pass one value for each row" if name != "scale" else "pass one value for each row, float64 only with float64 logits"
+    return checks.tensor(function, name, value, shape=(rows,), dtypes=(dtype,), device=_CPU, fix=fix).contiguous()
+
+
+def _compute_dtype(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+@functools.cache
+def _ops() -> Any:
+    reason = backend.why_not_native(_CPU)
+    if reason is not None:
+        raise RuntimeError(f"rows_native: {reason}")
+
+    @torch.library.register_fake("gigpo_fast_C::rows_forward")
+    def _(logits, token_ids, scale, tanh_in, isa=-1):
+        return tuple(scale.new_empty(logits.shape[0]) for _ in range(3))
+
+    @torch.library.register_fake("gigpo_fast_C::rows_backward")
+    def _(logits, token_ids, scale, tanh_in, lse, entropy, d_log_probs, d_entropy, source_rows, out, isa=-1):
+        return None
+
+    return torch.ops.gigpo_fast_C

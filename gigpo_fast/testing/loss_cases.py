@@ -1,0 +1,96 @@
+"""The batches that losses are compared on: ordinary ones, and those that losses in the wild have got wrong."""
+
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+HIDDEN, VOCABULARY = 16, 53
+_SHAPE = (4, 7)
+_GARBAGE = (math.nan, math.inf, -math.inf, 3e38)
+
+
+def _one_token(b):
+    b.mask[:] = False
+    b.mask[2, 3] = True
+
+
+def _extreme(b):
+    b.mask[:] = True
+    b.log_ratio[0, 1:4] = torch.tensor((25.0, 100.0, 1e4))  # of one sign within a row: a sequence's mean must not be a difference of huge numbers
+    b.log_ratio[1, 1:4] = torch.tensor((-25.0, -100.0, -1e4))
+    b.log_ratio[2, 3], b.log_ratio[3, 3] = 21.0, -21.0
+
+
+def _zero(b):
+    b.advantages[0] = 0
+    b.advantages[2, ::2] = 0
+
+
+def _packed(b):
+    b.sequence_ids = torch.where(b.mask, torch.arange(28) // 7, -1)
+
+
+def _units(b):
+    b.sequence_ids = torch.where(b.mask, torch.arange(4)[:, None] * 2 + (torch.arange(7) > 2), -1)
+
+
+def _head(b):
+    b.bias = 0.3 * torch.arange(VOCABULARY, dtype=torch.float64).sin()
+    b.logit_scale, b.softcap, b.temperature = 1.5, 5.0, 0.7
+
+
+# name -> (shape of the tokens, what the case changes in a drawn batch)
+LOSS_CASES: dict[str, tuple[tuple[int, ...], Callable[[SimpleNamespace], object]]] = {
+    "all tokens trained": (_SHAPE, lambda b: b.mask.fill_(True)),
+    "holes and an empty row": (_SHAPE, lambda b: b.mask[1].fill_(False)),
+    "as many rows as columns": ((5, 5), lambda b: None),
+    "on-policy": (_SHAPE, lambda b: setattr(b, "on_policy", True)),
+    "extreme log-ratios": (_SHAPE, _extreme),
+    "zero advantages": (_SHAPE, _zero),
+    "garbage at untrained tokens": (_SHAPE, lambda b: setattr(b, "garbage", True)),
+    "two long rows": ((2, 24), lambda b: None),
+    "one token": (_SHAPE, _one_token),
+    "nothing trained": (_SHAPE, lambda b: b.mask.fill_(False)),
+    "given denominator": (_SHAPE, lambda b: setattr(b, "denominator", 1000.0)),
+    "packed": ((28,), _packed),
+    "sequences that are not rows": (_SHAPE, _units),
+    "bias, scale, softcap, temperature": (_SHAPE, _head),  # of a head: for linear losses only
+}
+HEAD_CASES = ("bias, scale, softcap, temperature",)
+
+
+def draw(name: str) -> SimpleNamespace:
+    """The float64 batch of a case, the same in every process."""
+    shape, change = LOSS_CASES[name]
+    g = torch.Generator().manual_seed(sum(map(ord, name)))
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=g, dtype=torch.float64)
+
+    def uniform(*size: int) -> Tensor:
+        return torch.rand(*size, generator=g, dtype=torch.float64)
+
+    batch = SimpleNamespace(
+        log_probs=-3 * uniform(*shape), entropy=3 * uniform(*shape),  # what a loss from log-probs reads
+        hidden=normal(*shape, HIDDEN), weight=0.5 * normal(VOCABULARY, HIDDEN), bias=None, logit_scale=1.0, softcap=None, temperature=1.0,
+        token_ids=torch.randint(VOCABULARY, shape, generator=g),  # what a linear loss reads
+        advantages=normal(*shape), mask=uniform(*shape) < 0.75, weights=0.1 + uniform(*shape), kl_mask=uniform(*shape) < 0.5,
+        log_ratio=0.4 * normal(*shape), ref_gap=0.5 * normal(*shape),  # log pi - log pi_old, log pi - log pi_ref
+        sequence_ids=None, denominator=None, on_policy=False, garbage=False,
+    )  # fmt: skip
+    change(batch)
+    return batch
+
+
+def spoil(batch: SimpleNamespace, *tables: dict[str, Tensor]) -> None:
+    """Fill untrained tokens, in place, with what must not matter."""
+    count = int((~batch.mask).sum())
+    for table in tables:
+        for key, value in table.items():
+            if value.is_floating_point() and value.shape[: batch.mask.dim()] == batch.mask.shape:
+                noise = torch.tensor([_GARBAGE[(index + len(key)) % len(_GARBAGE)] for index in range(count)]).to(value.dtype)
+                value[~batch.mask] = noise.view(-1, *[1] * (value.dim() - batch.mask.dim())).expand_as(value[~batch.mask])
+    batch.token_ids[~batch.mask] = torch.tensor((-100, 2**40, VOCABULARY))[torch.arange(count) % 3]

@@ -1,0 +1,59 @@
+"""Reading the recorded format: gzip-ed JSON of cases, whose tensors are {"dtype", "shape", "data"} in row-major order."""
+
+import functools
+import gzip
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import torch
+
+_DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16", "int64", "int32", "bool")}
+
+
+class Case(NamedTuple):
+    """One recorded call: tensors are torch tensors, labels are lists, a missing argument is None."""
+
+    name: str
+    config: dict[str, Any]
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]  # metrics too: flat, by their names
+
+
+def read_cases(path: pathlib.Path, rollouts: list[pathlib.Path]) -> list[Case]:
+    """All cases of a file. A case that names a rollout file gets its steps as inputs."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        recorded = json.load(file)["cases"]
+    cases = []
+    for case in recorded:
+        inputs = _decode(case.get("inputs", {}))
+        if "rollouts" in case:
+            inputs["steps"] = _find_rollouts(case["rollouts"], rollouts)
+        outputs = _decode(case["outputs"])
+        outputs.update(outputs.pop("metrics", None) or {})
+        cases.append(Case(case["name"], _decode(case.get("config", {})), inputs, outputs))
+    return cases
+
+
+@functools.lru_cache(maxsize=16)
+def read_steps(path: pathlib.Path) -> list[dict]:
+    """The "step" lines of a rollout file, in file order."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return [line for line in map(json.loads, file) if line["type"] == "step"]
+
+
+def _find_rollouts(name: str, folders: list[pathlib.Path]) -> pathlib.Path | None:
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {"dtype", "shape", "data"}:
+            if value["dtype"] not in _DTYPES:
+                return value["data"]  # "object": labels
+            data = [float(item) if isinstance(item, str) else item for item in value["data"]]  # "inf", "-inf", "nan"
+            return torch.tensor(data, dtype=_DTYPES[value["dtype"]]).reshape(value["shape"])
+        return {key: _decode(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    return value

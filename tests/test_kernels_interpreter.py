@@ -1,0 +1,248 @@
+"""The Triton row kernels in Triton's interpreter, against float64 torch. Runs in a process of its own (test_kernels_spawn.py starts it).
+
+The interpreter shows program logic, masks and index arithmetic. It says nothing of the GPU's roundings, layouts or races.
+"""
+
+import os
+
+import pytest
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs TRITON_INTERPRET=1 before triton is imported; test_kernels_spawn.py runs it so", allow_module_level=True)
+pytest.importorskip("triton")
+
+import torch
+import triton
+import triton.language as tl
+
+from gigpo_fast.kernels.common import expm1, tanh_and_slope
+from gigpo_fast.kernels.configs import Config
+from gigpo_fast.kernels.rows_backward import rows_backward
+from gigpo_fast.kernels.rows_forward import rows_forward
+from tests.interpreter_helpers import assert_as_exact_as_torch, plain_gradient, plain_rows, program_order
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy warns of every NaN and infinity on the way
+SMALL, INF = Config(32, 1, 1), float("inf")
+
+
+def rows(kind, n, V):
+    """Logits of one kind: the ordinary, and those that break row kernels."""
+    x = 3 * torch.randn(n, V, dtype=torch.float64)
+    if kind == "offset":
+        x = x + 1e4
+    elif kind == "huge":
+        x = 1e4 * x
+    elif kind == "peaked":  # the target holds nearly all the probability
+        x[:, 0] += 25
+    elif kind == "holes":
+        x[:, 1::2] = -INF
+    elif kind == "first tile empty":
+        x[:, : V // 2] = -INF
+    elif kind == "finfo.min":
+        x[:, 1::3] = torch.finfo(torch.float32).min
+    return x.float()
+
+
+def assert_rows(logits, ids, scale, tanh_in, *, config=SMALL, out=None):
+    """Forward and backward of one batch by the rule."""
+    exact_inputs = logits.double(), ids, scale.double(), tanh_in
+    plain_inputs = logits.to(scale.dtype), ids, scale, tanh_in
+    got = rows_forward(logits, ids, scale, tanh_in, config=config)
+    for value, plain, exact in zip(got, plain_rows(*plain_inputs), plain_rows(*exact_inputs), strict=True):
+        assert value.dtype == scale.dtype
+        assert_as_exact_as_torch(value, plain, exact, factor=2)
+
+    c, e = torch.randn(2, len(ids), dtype=scale.dtype)
+    c[1:2], e[-1:] = 0, 0
+    exact, plain = plain_gradient(*exact_inputs, c.double(), e.double()), plain_gradient(*plain_inputs, c, e)
+    out = torch.full(logits.shape, 7, dtype=scale.dtype) if out is None else out
+    rows_backward(logits, ids, scale, tanh_in, got[1], got[2], c, e, out, config=config)
+    # The backward reads the log-sum-exp rounded to the row's dtype, so every p is off by half an ulp of |lse|, relative.
+    floor = torch.finfo(scale.dtype).eps * got[1].abs().max().item()
+    assert_as_exact_as_torch(out, plain, exact, factor=3, floor=floor)
+
+
+@pytest.mark.parametrize("tanh_in", [0.0, 1 / 5])
+@pytest.mark.parametrize("V", [1, 7, 32, 33, 1000])
+def test_every_shape_of_row(V, tanh_in):
+    n = 3
+    assert_rows(rows("ordinary", n, V), torch.randint(V, (n,)), torch.tensor([1.0, 0.7, 6.0]), tanh_in, config=Config(128, 1, 1) if V > 99 else SMALL)
+
+
+@pytest.mark.parametrize("kind", ["ordinary", "offset", "huge", "peaked", "holes", "first tile empty", "finfo.min"])
+def test_every_kind_of_row(kind):
+    logits, ids = rows(kind, 4, 112), torch.tensor([0, 60, 111, 98])
+    ids = ids - ids % 2 if kind == "holes" else ids.clamp(min=57) if kind == "first tile empty" else ids - ids % 3
+    assert_rows(logits, ids, torch.ones(4), 0.0)
+
+
+def test_an_offset_common_to_the_row_costs_the_log_prob_nothing():
+    logits, ids = torch.randint(-64, 64, (4, 100)) / 16, torch.tensor([0, 1, 50, 99])
+    near, far = (rows_forward(logits + offset, ids, torch.ones(4), 0.0, config=SMALL) for offset in (0.0, 2.0**14))
+    assert torch.equal(near[0], far[0]) and torch.equal(near[2], far[2])
+
+
+def test_a_certain_token_keeps_its_gradient():
+    """1 - p rounds to 0 at a log-prob of -1e-9; -expm1(log p) does not."""
+    logits = torch.tensor([[30.0, 9.0, 9.0]])
+    ids, one = torch.tensor([0]), torch.ones(1)
+    exact = plain_gradient(logits.double(), ids, one.double(), 0.0, one.double(), 0 * one.double())
+    lse = plain_rows(logits.double(), ids, one.double(), 0.0)[1]
+    out = torch.empty(1, 3, dtype=torch.float64)
+    rows_backward(logits.double(), ids, one.double(), 0.0, lse, one, one, 0 * one, out, config=SMALL)
+    assert exact[0, 0] > 1e-9 and torch.allclose(out, exact, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("tanh_in", [0.0, 1 / 5])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_every_dtype(dtype, tanh_in):
+    scale = torch.tensor([1.0, 0.5, 3.0], dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    assert_rows(rows("ordinary", 3, 70).to(dtype), torch.tensor([0, 69, 33]), scale, tanh_in)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_low_precision_gradient_is_the_float32_gradient_rounded_once(dtype):
+    logits, ids, one = rows("ordinary", 3, 70), torch.tensor([0, 69, 33]), torch.ones(3)
+    _, lse, entropy = rows_forward(logits, ids, one, 0.0, config=SMALL)
+    low, full = torch.empty(3, 70, dtype=dtype), torch.empty(3, 70)
+    for out in (low, full):
+        rows_backward(logits, ids, one, 0.0, lse, entropy, one, one, out, config=SMALL)
+    # The interpreter rounds to bfloat16 towards zero, the GPU to nearest.
+    expected = (full.view(torch.int32) >> 16 << 16).view(torch.float32) if dtype == torch.bfloat16 else full.half().float()
+    assert torch.equal(low.float(), expected)
+
+
+def test_strided_rows_leave_their_neighbours_alone():
+    store, into = rows("ordinary", 4, 50), torch.full((4, 60), 7.0)
+    assert_rows(store[:, 3:40], torch.tensor([0, 36, 5, 6]), torch.ones(4), 0.0, out=into[:, 10:47])
+    assert (into[:, :10] == 7).all() and (into[:, 47:] == 7).all()
+
+
+def test_in_place_equals_out_of_place():
+    logits, ids, scale = rows("peaked", 4, 100), torch.tensor([0, 99, 31, 32]), torch.full((4,), 0.9)
+    _, lse, entropy = rows_forward(logits, ids, scale, 0.0, config=SMALL)
+    c, e, out = torch.randn(4), torch.randn(4), torch.empty(4, 100)
+    rows_backward(logits, ids, scale, 0.0, lse, entropy, c, e, out, config=SMALL)
+    rows_backward(logits, ids, scale, 0.0, lse, entropy, c, e, logits, config=SMALL)
+    assert torch.equal(logits, out)
+
+
+@pytest.mark.parametrize("token", [-1, -100, 40, 2**40])
+def test_a_token_outside_the_vocabulary(token):
+    """NaN log-prob and no read; in the backward: no target in these columns."""
+    logits, one = rows("ordinary", 1, 40), torch.ones(1)
+    log_probs, lse, entropy = rows_forward(logits, torch.tensor([token]), one, 0.0, config=SMALL)
+    _, exact_lse, exact_entropy = plain_rows(logits, torch.tensor([0]), one, 0.0)
+    assert log_probs.isnan().all() and torch.allclose(lse, exact_lse) and torch.allclose(entropy, exact_entropy)
+    out = torch.empty(1, 40)
+    rows_backward(logits, torch.tensor([token]), one, 0.0, lse, entropy, one, 0 * one, out, config=SMALL)
+    assert torch.allclose(out, -logits.softmax(-1), atol=1e-6)
+
+
+@pytest.mark.parametrize("position", [0, 31, 32, 63, 64, 69])
+@pytest.mark.parametrize("value", [float("nan"), INF])
+def test_nan_and_infinity_show_wherever_they_stand(value, position):
+    logits = rows("ordinary", 2, 70)
+    logits[0, position] = value
+    ids, one = torch.tensor([5, 5]), torch.ones(2)
+    got = rows_forward(logits, ids, one, 0.0, config=SMALL)
+    assert all(result[0].isnan() for result in (got[0], got[2])) and all(result[1].isfinite() for result in got)
+    out = torch.empty(2, 70)
+    rows_backward(logits, ids, one, 0.0, got[1], got[2], one, one, out, config=SMALL)
+    assert out[0].isnan().any() and out[1].isfinite().all()
+
+
+def test_a_row_without_any_possible_token_is_nan():
+    logits, one = torch.full((1, 70), -INF), torch.ones(1)
+    log_probs, lse, entropy = rows_forward(logits, torch.tensor([3]), one, 0.0, config=SMALL)
+    assert log_probs.isnan() and entropy.isnan() and lse == -INF
+
+
+def test_a_row_without_gradient_gives_exact_zeros_whatever_it_holds():
+    logits = torch.full((2, 70), float("nan"))
+    one, nan = torch.ones(2), torch.full((2,), float("nan"))
+    out = torch.full((2, 70), 7.0)
+    rows_backward(logits, torch.tensor([3, 69]), one, 0.0, nan, nan, torch.tensor([0.0, -0.0]), torch.zeros(2), out, config=SMALL)
+    assert torch.equal(out, torch.zeros(2, 70))
+    rows_backward(logits, torch.tensor([3, 69]), one, 0.0, nan, nan, nan, torch.zeros(2), out, config=SMALL)
+    assert out.isnan().all()  # a NaN coefficient is a fault to show, not a zero
+
+
+@pytest.mark.parametrize("tanh_in", [0.0, 1 / 5])
+def test_source_rows_gather(tanh_in):
+    logits, picked = rows("ordinary", 6, 70), torch.tensor([0, 2, 5])
+    ids, scale, c, e = torch.tensor([0, 69, 40]), torch.tensor([1.0, 0.5, 2.0]), torch.randn(3), torch.randn(3)
+    _, lse, entropy = rows_forward(logits[picked], ids, scale, tanh_in, config=SMALL)
+    gathered, direct = torch.empty(3, 70), torch.empty(3, 70)
+    rows_backward(logits, ids, scale, tanh_in, lse, entropy, c, e, gathered, picked, config=SMALL)
+    rows_backward(logits[picked], ids, scale, tanh_in, lse, entropy, c, e, direct, config=SMALL)
+    assert torch.equal(gathered, direct)
+
+
+@pytest.mark.parametrize("order", [[3, 2, 1, 0], [2, 0, 3, 1]])
+def test_the_order_of_programs_changes_nothing(order):
+    logits, ids, one = rows("ordinary", 4, 70), torch.tensor([0, 69, 31, 32]), torch.ones(4)
+
+    def run():
+        got = rows_forward(logits, ids, one, 0.0, config=SMALL)
+        gradient = logits.clone()
+        rows_backward(gradient, ids, one, 0.0, got[1], got[2], one, one, gradient, config=SMALL)
+        return *got, gradient
+
+    expected = run()
+    with program_order(order):
+        assert all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True))
+
+
+def test_the_shipped_configuration_runs_too():
+    assert_rows(rows("ordinary", 2, 5000), torch.tensor([0, 4999]), torch.ones(2), 0.0, config=None)
+    assert_rows(rows("ordinary", 2, 4112), torch.tensor([4096, 4095]), torch.ones(2), 1 / 5, config=None)
+
+
+def test_no_rows():
+    empty, none = torch.empty(0, 9), torch.empty(0)
+    assert [result.shape for result in rows_forward(empty, none.long(), none, 0.0)] == [(0,)] * 3
+    rows_backward(empty, none.long(), none, 0.0, none, none, none, none, empty)
+
+
+def test_wrong_arguments_say_what_is_wrong():
+    logits, ids, one = torch.zeros(3, 8), torch.zeros(3, dtype=torch.int64), torch.ones(3)
+    backward = ids, one, 0.0, one, one, one, one
+    with pytest.raises(ValueError, match=r"rows_backward: out must be logits itself without source_rows.*overlapping"):
+        rows_backward(logits, *backward, logits, torch.arange(3))
+    with pytest.raises(ValueError, match="rows_backward: out must be logits itself"):
+        rows_backward(logits[:, :4], *backward, logits[:, 2:6])
+    with pytest.raises(ValueError, match=r"rows_backward: out must be \(3, 8\)"):
+        rows_backward(logits, *backward, torch.zeros(2, 8))
+    with pytest.raises(ValueError, match="rows_forward: logits must be contiguous along the vocabulary"):
+        rows_forward(torch.zeros(8, 3).T, ids, one, 0.0)
+    with pytest.raises(ValueError, match=r"rows_forward: logits must be an \(n, V\).*got \(3, 2, 8\) float32"):
+        rows_forward(torch.zeros(3, 2, 8), ids, one, 0.0)
+    with pytest.raises(ValueError, match=r"rows_forward: scale must be \(3,\)"):
+        rows_forward(logits, ids, torch.ones(1), 0.0)
+
+
+@triton.jit
+def functions_kernel(x, grown, tanh, slope, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    value = tl.load(x + at)
+    tl.store(grown + at, expm1(value))
+    t, s = tanh_and_slope(value)
+    tl.store(tanh + at, t)
+    tl.store(slope + at, s)
+
+
+@pytest.mark.parametrize(("dtype", "ulps"), [(torch.float32, 8), (torch.float64, 32)])
+def test_expm1_and_tanh_keep_their_relative_precision(dtype, ulps):
+    size = torch.logspace(-18, 1.3, 250, dtype=torch.float64)
+    x = torch.cat([size, -size, torch.tensor([0.0, 0.5999, 0.6001, -0.6, 90.0, -INF])]).to(dtype)
+    results = [torch.empty(512, dtype=dtype) for _ in range(3)]
+    functions_kernel[(1,)](torch.nn.functional.pad(x, (0, 512 - len(x))), *results, BLOCK=512)
+    got = [value[: len(x)] for value in results]
+    wide = x.double()
+    exact = torch.expm1(wide), torch.tanh(wide), 1 / torch.cosh(wide) ** 2
+    for name, value, expected in zip(("expm1", "tanh", "slope"), got, exact, strict=True):
+        fits = expected.abs() < torch.finfo(dtype).max
+        error = ((value.double() - expected).abs() / expected.abs().clamp(min=torch.finfo(dtype).tiny))[fits & (expected != 0)].max()
+        assert error <= ulps * torch.finfo(dtype).eps, f"{name}: {error / torch.finfo(dtype).eps:.1f} ulp"
+        assert torch.equal(value[expected == 0], expected[expected == 0].to(dtype))
