@@ -5,6 +5,7 @@
 #   make bench    benchmarks against torch and other libraries
 #   make doctor   which path every operation takes here, and a comparison of each with the reference
 #   make lint     ruff
+#   make check-cuda    compile the CUDA kernels for sm_80, sm_90 and sm_100 (needs nvcc, no GPU)
 #   make clean    remove .venv and everything that was built
 #
 # Variables: PY=python3.12          the Python that .venv is made from
@@ -25,11 +26,11 @@ BIN          := .venv/bin
 PIP          := $(BIN)/python -m pip --disable-pip-version-check
 BUILD_INPUTS := setup.py pyproject.toml $(wildcard csrc/*)
 
-.PHONY: help demo test bench doctor lint clean
+.PHONY: help demo test bench doctor lint check-cuda clean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^#   //p' Makefile
+	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
 
 demo: .venv/.ready-demo
 	$(BIN)/python examples/demo.py $(DEMO_ARGS)
@@ -45,6 +46,12 @@ doctor: .venv/.ready-triton
 
 lint: .venv/.lint
 	$(BIN)/ruff check .
+
+# nvcc needs no GPU to compile, and torch's stable headers come with a CPU torch too: real errors without the hardware.
+check-cuda: .venv/.torch
+	mkdir -p build
+	nvcc -c -O3 -std=c++17 -DUSE_CUDA -DTORCH_TARGET_VERSION=0x020b000000000000 $(foreach cc,80 90 100,-gencode=arch=compute_$(cc),code=sm_$(cc)) \
+	  -I"$$($(BIN)/python -c 'import torch.utils.cpp_extension as e; print(e.include_paths()[0])')" csrc/anchor_cuda.cu -o build/anchor_cuda.o
 
 clean:
 	rm -rf .venv build dist demo_out *.egg-info gigpo_fast/*.so

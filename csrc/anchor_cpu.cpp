@@ -185,9 +185,11 @@ void write_states(const std::vector<State>& states, i64* first_row, i64* counts)
   }
 }
 
-// data (N,) uint8; starts, lengths, group (S,) int64, row i is data[starts[i] : starts[i] + lengths[i]]. Returns ids (S,), first_row (G,), counts (G,).
+// data (N,) uint8; starts, lengths, group (S,) int64, row i is data[starts[i] : starts[i] + lengths[i]].
+// Returns ids (S,), first_row (G,), counts (G,).
 std::tuple<Tensor, Tensor, Tensor> group_packed(
-    const Tensor& data, const Tensor& starts, const Tensor& lengths, const Tensor& group, int64_t seed, int64_t hash_bits, bool bytes_decide) {
+    const Tensor& data, const Tensor& starts, const Tensor& lengths, const Tensor& group, int64_t seed, int64_t hash_bits,
+    bool bytes_decide) {
   const i64 total = starts.numel(), size = data.numel();
   STD_TORCH_CHECK(
       data.is_contiguous() && starts.is_contiguous() && lengths.is_contiguous() && group.is_contiguous() && lengths.numel() == total &&
@@ -268,7 +270,8 @@ i64 group_list(PyObject* list, const i64* group, i64* ids, i64* first_row, i64* 
 // Called through ctypes.PyDLL, so with the interpreter locked. `group` (S,) may be null; ids, first_row and counts have room for S
 // values. Returns the number of distinct states, or -1 with a Python error set.
 extern "C" __attribute__((visibility("default"))) int64_t gigpo_fast_group_list(
-    PyObject* list, const int64_t* group, int64_t* ids, int64_t* first_row, int64_t* counts, int64_t seed, int64_t hash_bits, int bytes_decide) {
+    PyObject* list, const int64_t* group, int64_t* ids, int64_t* first_row, int64_t* counts, int64_t seed, int64_t hash_bits,
+    int bytes_decide) {
   try {
     return group_list(list, group, ids, first_row, counts, {u64(seed), hash_bits, bytes_decide != 0});
   } catch (const std::exception& error) {

@@ -114,8 +114,8 @@ extern "C" __global__ void __launch_bounds__(anchor::kThreads) anchor_fingerprin
   }
 }
 
-// group, slot_of_row (rows,) int64; table (capacity,) uint64 of row + 1, zero at the start, so that no key is reserved; first_row (capacity,)
-// int64, the greatest int64 at the start; gave_up (1,) int32, zero at the start, set if some row found no slot within the probe bound.
+// group, slot_of_row (rows,) int64; table (capacity,) uint64 of row + 1, zero at the start, so that no key is reserved; first_row
+// (capacity,) int64, the greatest int64 at the start; gave_up (1,) int32, zero at the start, set if a row found no slot within kProbes.
 extern "C" __global__ void __launch_bounds__(anchor::kThreads) anchor_enter(
     const anchor::i64* settings, const anchor::u8* data, const anchor::i64* starts, const anchor::i64* lengths, const anchor::i64* group,
     const anchor::u64* fingerprints, unsigned long long* table, long long* first_row, anchor::i64* slot_of_row, int* gave_up) {
@@ -179,8 +179,9 @@ void enter_packed(
   anchor_fingerprint<<<unsigned(blocks), anchor::kThreads, 0, on>>>(
       pointer<i64>(settings), pointer<u8>(data), pointer<i64>(starts), pointer<i64>(lengths), pointer<u64>(fingerprints));
   anchor_enter<<<unsigned(blocks), anchor::kThreads, 0, on>>>(
-      pointer<i64>(settings), pointer<u8>(data), pointer<i64>(starts), pointer<i64>(lengths), pointer<i64>(group), pointer<u64>(fingerprints),
-      pointer<unsigned long long>(table), pointer<long long>(first_row), pointer<i64>(slot_of_row), pointer<int>(gave_up));
+      pointer<i64>(settings), pointer<u8>(data), pointer<i64>(starts), pointer<i64>(lengths), pointer<i64>(group),
+      pointer<u64>(fingerprints), pointer<unsigned long long>(table), pointer<long long>(first_row), pointer<i64>(slot_of_row),
+      pointer<int>(gave_up));
   STD_TORCH_CHECK(cudaGetLastError() == cudaSuccess, "enter_packed: a kernel did not start");
 }
 

@@ -21,6 +21,7 @@ import gymnasium
 import torch
 import transformers
 from agent import parallel, plots, report, rollouts, summary
+from agent.frozen_lake import SHORTEST
 from agent.train import ALGORITHMS, Settings
 
 
@@ -89,7 +90,8 @@ def write_results(out: pathlib.Path, found: list[report.Findings], runs: list[di
     if len(figures) == 2:
         print("\n" + paired(figures))
     title = f"FrozenLake {first.map_name}{', slippery' if first.slippery else ''}, {episodes} episodes an update"
-    plots.draw_curves(out / "learning_curves.png", runs, episodes, title)
+    shortest = None if first.slippery else SHORTEST[first.map_name]
+    plots.draw_curves(out / "learning_curves.png", runs, episodes, title, shortest=shortest)
     results = {
         "settings": {k: v for k, v in dataclasses.asdict(first).items() if k not in ("algorithm", "seed")},
         "summary": figures,

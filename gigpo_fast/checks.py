@@ -53,6 +53,8 @@ def describe(value: Any) -> str:
     if isinstance(value, Tensor):
         device = "" if value.device.type == "cpu" else f" on {value.device}"
         return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}{device}"
+    if isinstance(value, str) and " " in value:  # already a description
+        return value
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

@@ -83,11 +83,11 @@ def run(*, selftest: bool = False, as_json: bool = False, native_only: bool = Fa
 
     started, results = time.perf_counter(), []
     if not as_json:
-        print("\nself-test: every operation against the float64 reference; the error is a share of its tolerance")
+        print("\nself-test: every operation against the float64 reference")
     for result in tests.results(devices()):
         results.append(result)
         if not as_json:
-            print(f"  {'ok   ' if result.ok else 'WRONG'}  {result.name:<64} {result.note}", flush=True)
+            print(f"  {'ok   ' if result.ok else 'WRONG'}  {result.name:<54} {_first_lines(result.note)}", flush=True)
     wrong = sum(not result.ok for result in results)
     if as_json:
         print(json.dumps({**found, "selftest": [result._asdict() for result in results]}, indent=2))
@@ -112,6 +112,11 @@ def _rows_path(device: torch.device) -> tuple[str, str | None]:
     if backend.requested() != "auto":
         return name, f"backend {backend.requested()!r} was asked for"
     return name, backend.why_not_triton(device) if device.type == "cuda" else backend.why_not_native(device)
+
+
+def _first_lines(note: str, most: int = 4) -> str:
+    lines = note.splitlines()
+    return "\n         ".join(lines[:most] + ([f"  and {len(lines) - most} more"] if len(lines) > most else []))
 
 
 def _native_line() -> str:

@@ -34,6 +34,8 @@ def sequences_of(
             )
         ids = torch.arange(mask.shape[0], device=mask.device).unsqueeze(1).expand(mask.shape).reshape(-1)
         bound = mask.shape[0]
+        if per_sequence is not None and per_sequence.shape[0] != bound:
+            checks.fail(function, "denominator.per_sequence", f"({bound},), one length a row", per_sequence, "count it with the same rows or sequence_ids")
     else:
         bound = mask.numel() if per_sequence is None else per_sequence.shape[0]
         flat = sequence_ids.reshape(-1)

@@ -1,7 +1,7 @@
 """The clipped policy loss of single tokens (GRPO, GiGPO, PPO), straight from logits: the value of each token and what its backward needs.
 
-A fused twin of the objective's formula in torch, for token ratios: asymmetric and dual clip, a ceiling on the ratio, the K3 estimate of the KL
-divergence to a reference, an entropy bonus. The row is read once; `rows_backward` then turns (d_log_probs, d_entropy) into the gradient.
+A fused twin of the objective's formula in torch, for token ratios: asymmetric and dual clip, a ceiling on the ratio, the K3 estimate of the
+KL divergence to a reference, an entropy bonus. The row is read once; `rows_backward` then turns (d_log_probs, d_entropy) into the gradient.
 """
 
 from typing import NamedTuple
@@ -32,7 +32,7 @@ class ClipRows(NamedTuple):
 
 @triton.jit
 def clamp(x, lowest, highest):
-    """x within [lowest, highest], and whether the gradient stops (as in torch.clamp: not on the bounds). NaN stays NaN and does not stop."""
+    """x within [lowest, highest], and whether the gradient stops (as in torch.clamp, not on the bounds). NaN stays, and does not stop."""
     return tl.where(x < lowest, lowest, tl.where(x > highest, highest, x)), (x < lowest) | (x > highest)
 
 
@@ -52,9 +52,11 @@ def surrogate(log_prob, old, A, lower, upper, dual, ceiling, log_ratio_low, log_
 
     worst = -dual * A
     dual_wins = (A < 0.0) & (loss > worst)
-    slope = tl.where(dual_wins, 0.0, tl.where((A < 0.0) & (loss == worst), 0.5 * slope, slope))  # a tie shares the gradient, as torch.minimum
+    dual_ties = (A < 0.0) & (loss == worst)  # a tie shares the gradient, as in torch.minimum
+    slope = tl.where(dual_wins, 0.0, tl.where(dual_ties, 0.5 * slope, slope))
     loss = tl.where(dual_wins, worst, loss)
 
+    # The numbers are those of the constants at the top of this file.
     low_flag = tl.where(clip_wins & (A < 0.0) & (r_capped < lower), 1, 0)
     high_flag = tl.where(clip_wins & (A > 0.0) & (r_capped > upper), 2, 0)
     flags = low_flag + high_flag + tl.where(dual_wins, 4, 0) + tl.where(clamped, 8, 0)
@@ -97,7 +99,8 @@ def clip_token(
 def clip_rows_forward_kernel(
     logits, token_ids, scale, advantages, old_log_probs, ref_log_probs, weights,
     log_probs, lse, entropy, losses, d_log_probs, d_entropy, flags,
-    V, stride, lower, upper, dual, ceiling, log_ratio_low, log_ratio_high, kl_coefficient, kl_input_clip, kl_output_clip, entropy_coefficient,
+    V, stride,
+    lower, upper, dual, ceiling, log_ratio_low, log_ratio_high, kl_coefficient, kl_input_clip, kl_output_clip, entropy_coefficient,
     TANH_IN: tl.constexpr, HAS_OLD: tl.constexpr, HAS_REF: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -178,14 +181,19 @@ def clip_rows_forward(
         with on_device(logits):
             clip_rows_forward_kernel[(n,)](
                 logits, token_ids, scale, advantages, old_log_probs, ref_log_probs, weights, *results, V, logits.stride(0),
-                *kernel_numbers(low, high, dual, ceiling, log_ratio_low, log_ratio_high, kl_coefficient, kl_input_clip, kl_output_clip, entropy_coefficient),
+                *kernel_numbers(
+                    low, high, dual, ceiling, log_ratio_low, log_ratio_high,
+                    kl_coefficient, kl_input_clip, kl_output_clip, entropy_coefficient,
+                ),
                 TANH_IN=float(tanh_in), HAS_OLD=old_log_probs is not None, HAS_REF=ref_log_probs is not None,
                 **configs.tile(config, logits), **config.options(), enable_fp_fusion=True,
             )  # fmt: skip
     return results
 
 
-def kernel_numbers(low, high, dual, ceiling, log_ratio_low, log_ratio_high, kl_coefficient, kl_input_clip, kl_output_clip, entropy_coefficient):
+def kernel_numbers(
+    low, high, dual, ceiling, log_ratio_low, log_ratio_high, kl_coefficient, kl_input_clip, kl_output_clip, entropy_coefficient
+) -> tuple[float, ...]:
     """The options as the kernel takes them: the clip as two bounds of the ratio, None as infinity."""
     bounds = [float("inf") if bound is None else float(bound) for bound in (dual, ceiling, log_ratio_high, kl_input_clip, kl_output_clip)]
     dual, ceiling, log_ratio_high, kl_input_clip, kl_output_clip = bounds

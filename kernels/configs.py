@@ -59,7 +59,7 @@ def choose(kernel: str, logits: torch.Tensor) -> Config:
 
 
 def aligned(logits: torch.Tensor) -> bool:
-    """True where the compiler will use 128-bit loads: the pointer, the row length and the row stride are multiples of 16, as Triton tests them."""
+    """True where loads are 128 bits wide: the pointer, the row length and the row stride are multiples of 16, as Triton tests them."""
     return logits.data_ptr() % 16 == 0 and logits.shape[1] % 16 == 0 and logits.stride(0) % 16 == 0
 
 

@@ -70,23 +70,45 @@ def build_kernels(folder: pathlib.Path) -> ctypes.CDLL:
         pytest.skip("needs a C++ compiler: apt-get install g++")
     library = folder / "anchor_cuda_on_cpu.so"
     source = ROOT / "tests" / "anchor_cuda_on_cpu.cpp"
-    command = [compiler, "-O1", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread", f"-I{ROOT / 'csrc'}", source, "-o", library]
+    command = [
+        compiler,
+        "-O1",
+        "-std=c++17",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-fPIC",
+        "-shared",
+        "-pthread",
+        f"-I{ROOT / 'csrc'}",
+        source,
+        "-o",
+        library,
+    ]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     return ctypes.CDLL(str(library))
 
 
-def run_kernels(library: ctypes.CDLL, given: rows.Packed, labels, bits: int, *, bytes_decide: bool = True, blocks: int = 4) -> StateGroups | None:
-    """What gigpo_fast.anchor.cuda.group does, with the kernels run by the CPU."""
-    total = given.starts.numel()
+def run_kernels(library: ctypes.CDLL, given: rows.Packed, labels, bits: int, *, bytes_decide: bool = True) -> StateGroups:
+    """What gigpo_fast.anchor.cuda.group and its caller do, with the kernels run by the CPU."""
     labels = torch.zeros_like(given.starts) if labels is None else labels
-    capacity = max(16, 1 << (2 * total - 1).bit_length())
-    settings = torch.tensor([total, 11, bits, capacity, int(bytes_decide)])
+    _, first_row, slots, gave_up = launch(library, given, labels, bits, seed=11, bytes_decide=bytes_decide)
+    found = cuda.number_slots(first_row, slots, gave_up)
+    return sorting.group_by_sorting(given, labels, seed=11, hash_bits=bits) if found is None else found
+
+
+def launch(
+    library: ctypes.CDLL, given: rows.Packed, labels: torch.Tensor, bits: int, *, seed: int, bytes_decide: bool = True, blocks: int = 4
+):
+    """Both kernels on the CPU: (fingerprints (S, 2), first_row of each slot, slot of each row, gave_up)."""
+    total = given.starts.numel()
+    capacity = max(cuda.FEWEST_SLOTS, 1 << (2 * total - 1).bit_length())
+    settings = torch.tensor([total, seed, bits, capacity, int(bytes_decide)])
     fingerprints = torch.empty(total, 2, dtype=torch.int64)
     table = torch.zeros(capacity, dtype=torch.int64)
     first_row = torch.full((capacity,), torch.iinfo(torch.int64).max)
     slots, gave_up = torch.empty(total, dtype=torch.int64), torch.zeros(1, dtype=torch.int32)
     tensors = (settings, given.data, given.starts, given.lengths, labels, fingerprints, table, first_row, slots, gave_up)
     library.run_kernels(*[ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors], blocks)
-    found = cuda.number_slots(first_row, slots, gave_up)
-    return sorting.group_by_sorting(given, labels, seed=11, hash_bits=bits) if found is None else found
+    return fingerprints, first_row, slots, gave_up

@@ -1,6 +1,7 @@
 """Batches, objectives and calls that the tests of the losses share."""
 
 import random
+import re
 from itertools import combinations
 from types import SimpleNamespace
 
@@ -129,3 +130,12 @@ def per_token(b: SimpleNamespace, function) -> SimpleNamespace:
     names = ("hidden", "token_ids", "advantages", "mask", "weights", "kl_mask", "log_probs", "entropy", "old", "ref")
     names += ("sequence_ids",) if getattr(b, "sequence_ids", None) is not None else ()
     return change(b, **{name: function(getattr(b, name)) for name in names})
+
+
+def smallest_chunk(b: SimpleNamespace) -> int:
+    """The least chunk_bytes that this head takes, as the error message names it."""
+    try:
+        linear_policy_loss(b.hidden, b.weight, b.token_ids, b.advantages, b.mask, objective=PolicyObjective(), chunk_bytes=1)
+    except ValueError as error:
+        return int(re.search(r"at least (\d+) bytes", str(error)).group(1))
+    raise AssertionError("chunk_bytes=1 was taken")

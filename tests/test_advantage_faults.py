@@ -36,6 +36,13 @@ def test_F08_without_full_validation_a_nan_stays_in_its_group():
     assert result.advantages[:2].isnan().all() and torch.equal(result.advantages[2:], alone.advantages)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_F08_without_a_future_nothing_comes_from_it(bad):
+    with validation("metadata"):
+        returns = advantage.discounted_returns(torch.tensor([1.0, 2.0, bad]), TASK[:3], gamma=0.0)
+    assert returns[:2].tolist() == [1.0, 2.0]
+
+
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.int8, torch.uint8])
 def test_F10_integer_and_bool_rewards(dtype):
     rewards = torch.tensor([1, 0, 1, 0]).to(dtype)
@@ -123,6 +130,12 @@ def test_F25_float_labels_are_refused(name, labels):
     arguments = {"trajectory": FOUR, "group": TASK, "anchor": FOUR, name: labels}
     with pytest.raises(TypeError, match=rf"gigpo_advantages: {name} must be .*; labels are compared, not rounded: pass int64 ids"):
         advantage.gigpo_advantages(torch.zeros(4), **arguments, gamma=0.9)
+
+
+def test_F25_labels_of_rows_that_are_not_valid_are_not_read():
+    scores, valid = torch.tensor([1.0, 7.0, 0.0, 7.0]), torch.tensor([True, False, True, False])
+    assert advantage.group_advantages(scores, ["a", None, "a", 0.5], valid=valid).tolist() == [0.5, 0.0, -0.5, 0.0]
+    assert advantage.group_advantages(scores, [None] * 4, valid=torch.zeros(4, dtype=torch.bool)).tolist() == [0.0] * 4
 
 
 def test_F25_numpy_labels():

@@ -7,13 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gigpo_fast import anchor, backend
+from gigpo_fast.anchor import paths
 from gigpo_fast.reference import anchor as reference
 from tests.anchor_helpers import CPU, assert_groups, check_states, native_or_skip, on_every_path
 
 TEXT = st.text(alphabet=st.characters(), max_size=6)  # surrogates and NUL included
 LEAF = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=True), st.sampled_from(["", "a", b"", b"a"]), TEXT)
 NESTED = st.recursive(
-    LEAF, lambda inner: st.one_of(st.lists(inner, max_size=3), st.tuples(inner, inner), st.dictionaries(TEXT, inner, max_size=3)), max_leaves=6
+    LEAF,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.tuples(inner, inner), st.dictionaries(TEXT, inner, max_size=3)),
+    max_leaves=6,
 )
 LABELS = st.one_of(st.integers(-3, 3), st.sampled_from([2**70, -(2**70), "a", "007", "7"]))
 
@@ -146,19 +149,17 @@ def test_thread_count_does_not_matter():
 
 
 def test_seed_does_not_matter(monkeypatch):
-    from gigpo_fast.anchor import grouping
-
     expected = reference.group_states(list("abracadabra"))
     for seed in ("0", "1", "-1", "0xffffffffffffffff"):
         monkeypatch.setenv("GIGPO_FAST_HASH_SEED", seed)
-        grouping._seed.cache_clear()
+        paths._seed.cache_clear()
         on_every_path(lambda: assert_groups(anchor.group_states(list("abracadabra")), expected))
     monkeypatch.setenv("GIGPO_FAST_HASH_SEED", "salt")
-    grouping._seed.cache_clear()
+    paths._seed.cache_clear()
     with pytest.raises(ValueError, match="GIGPO_FAST_HASH_SEED must be an integer, got 'salt'; unset it"):
         anchor.group_states(["a"])
     monkeypatch.undo()
-    grouping._seed.cache_clear()
+    paths._seed.cache_clear()
 
 
 def test_verify_fingerprint_gives_the_same_ids():
@@ -169,7 +170,7 @@ def test_verify_fingerprint_gives_the_same_ids():
 
 def test_the_native_library_is_not_asked_on_the_torch_path(monkeypatch):
     monkeypatch.setattr(backend, "why_not_native", lambda device: "not built")
-    assert anchor.grouping.path(CPU) == ("torch", "not built")
+    assert paths.path(CPU) == ("torch", "not built")
     assert anchor.group_states(["a", "b", "a"]).ids.tolist() == [0, 1, 0]
 
 
@@ -178,7 +179,8 @@ def test_the_native_operator_has_a_fake():
     anchor.group_states(torch.zeros(2, 1))
     data, starts = torch.arange(6, dtype=torch.uint8), torch.tensor([0, 2])
     torch.library.opcheck(
-        torch.ops.gigpo_fast_C.group_packed, (data, starts, torch.full_like(starts, 2), torch.zeros_like(starts), 1, 128, True),
+        torch.ops.gigpo_fast_C.group_packed,
+        (data, starts, torch.full_like(starts, 2), torch.zeros_like(starts), 1, 128, True),
         test_utils=("test_schema", "test_faketensor"),
     )
 
@@ -199,7 +201,8 @@ def test_group_ids_of_integer_tensors(dtype):
 
 
 @pytest.mark.parametrize(
-    "labels", [np.array([5, -1, 5]), np.array(["x", "y", "x"]), np.array(["x", 3, "x"], dtype=object), [(1, "a"), None, (1, "a")], ["x", b"x", "x"]]
+    "labels",
+    [np.array([5, -1, 5]), np.array(["x", "y", "x"]), np.array(["x", 3, "x"], dtype=object), [(1, "a"), None, (1, "a")], ["x", b"x", "x"]],
 )
 def test_group_ids_of_other_labels(labels):
     on_every_path(lambda: torch.testing.assert_close(anchor.group_ids(labels), torch.tensor([0, 1, 0])))
@@ -211,8 +214,16 @@ def test_group_ids_of_other_labels(labels):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: anchor.group_states("text"), TypeError, r"group_states: states must be a list of str, bytes.* got \"str 'text'\"; convert it"),
-        (lambda: anchor.group_states(torch.tensor(1)), ValueError, r"states must be one row a state, \(S, ...\), got \(\) int64; add a first dimension"),
+        (
+            lambda: anchor.group_states("text"),
+            TypeError,
+            r"group_states: states must be a list of str, bytes.* got \"str 'text'\"; convert it",
+        ),
+        (
+            lambda: anchor.group_states(torch.tensor(1)),
+            ValueError,
+            r"states must be one row a state, \(S, ...\), got \(\) int64; add a first dimension",
+        ),
         (lambda: anchor.group_states(["a"], verify="hash"), ValueError, r"verify must be one of .*'bytes', 'fingerprint'.*got 'hash'"),
         (lambda: anchor.group_states(["a", {1}]), TypeError, r"states\[1\] must be made of None.*set in \{1\}.*; convert it"),
         (lambda: anchor.group_states(["a", [b"x", bytearray(b"y")]]), TypeError, r"states\[1\] must be .*bytearray"),
@@ -243,7 +254,11 @@ def test_messages(call, error, message):
         (torch.zeros(3), torch.tensor([0, 4]), r"must be 3 \(the number of values\) at index 1, got 4"),
         (torch.zeros(3), torch.zeros(0, dtype=torch.int64), r"at least one entry, 0, got \(0,\) int64"),
         (torch.zeros(3), torch.tensor([[0, 3]]), r"must be \(any,\).*got \(1, 2\) int64"),
-        (torch.zeros(1, dtype=torch.uint8).expand(2**31), torch.tensor([0, 5], dtype=torch.int32), r"int64 for more than 2\*\*31 - 1 bytes"),
+        (
+            torch.zeros(1, dtype=torch.uint8).expand(2**31),
+            torch.tensor([0, 5], dtype=torch.int32),
+            r"int64 for more than 2\*\*31 - 1 bytes",
+        ),
         (torch.tensor(1), torch.tensor([0, 1]), r"values\) must be \(total, ...\)"),
     ],
 )

@@ -80,12 +80,16 @@ def test_overlapping_rows(kernels):
 @settings(max_examples=25)
 @given(data=st.data(), bits=st.sampled_from(BITS), gap=st.integers(0, 15))
 def test_any_bytes_in_any_group(kernels, data, bits, gap):
-    drawn = data.draw(st.lists(st.tuples(st.one_of(st.binary(max_size=3), st.binary(max_size=40)), st.integers(-2, 2)), min_size=1, max_size=40))
+    drawn = data.draw(
+        st.lists(st.tuples(st.one_of(st.binary(max_size=3), st.binary(max_size=40)), st.integers(-2, 2)), min_size=1, max_size=40)
+    )
     states, group = map(list, zip(*drawn))
     check(states, kernels, bits, group=group, gap=gap)
 
 
-@pytest.mark.parametrize("states", [list("abracadabra") * 40, [b"\x00" * count for count in range(400)], ["\ud800", "\udfff", "a"] * 3, [1, 2.0, None, True] * 9])
+@pytest.mark.parametrize(
+    "states", [list("abracadabra") * 40, [b"\x00" * count for count in range(400)], ["\ud800", "\udfff", "a"] * 3, [1, 2.0, None, True] * 9]
+)
 def test_lists_with_short_fingerprints(states):
     check_states(states, _debug_hash_bits=4)
     check_states(states, [number % 3 for number in range(len(states))], _debug_hash_bits=4)

@@ -16,7 +16,9 @@ def ids(states, group=None, **options):
     return anchor.group_states(states, group, **options).ids.tolist()
 
 
-@pytest.mark.parametrize("labels", [[1.0, 2.0], ["a", 1.5], [np.float32(1), 2], torch.tensor([1.0, 2.0]), np.array([1.0, 2.0]), [True, 1], [np.True_, 1]])
+@pytest.mark.parametrize(
+    "labels", [[1.0, 2.0], ["a", 1.5], [np.float32(1), 2], torch.tensor([1.0, 2.0]), np.array([1.0, 2.0]), [True, 1], [np.True_, 1]]
+)
 def test_F25_float_and_bool_labels_are_errors(labels):
     def check():
         with pytest.raises(TypeError, match=r"group_states: group.* must be .*; label groups by integers or strings"):
@@ -53,10 +55,10 @@ def test_F27_groups_of_unequal_size_in_any_order():
 def test_F28_types_never_merge():
     nan = float("nan")
     states = [
-        True, 1, 1.0, "1", b"1", None, "", b"", (), [], {}, (1,), [1], [[1]], [1, []], [[], 1], {"a": 1}, {"a": True}, {1: "a"}, 0, False, 0.0, -0.0,
-        nan, "nan", 2**64, -1, 255, np.int64(1), np.int32(1), np.float64(1), np.array(1), np.zeros((2, 3)), np.zeros((3, 2)), np.zeros(6),
-        np.zeros(6, np.float32), np.zeros(0), torch.zeros(6), torch.zeros(2, 3), torch.zeros(6, dtype=torch.bfloat16), ("ab", "c"), ("a", "bc"),
-        np.array(["a", None], dtype=object), np.array([["a", None]], dtype=object), "None",
+        True, 1, 1.0, "1", b"1", None, "", b"", (), [], {}, (1,), [1], [[1]], [1, []], [[], 1], {"a": 1}, {"a": True}, {1: "a"}, 0,
+        False, 0.0, -0.0, nan, "nan", 2**64, -1, 255, np.int64(1), np.int32(1), np.float64(1), np.array(1), np.zeros((2, 3)), np.zeros((3, 2)), np.zeros(6),
+        np.zeros(6, np.float32), np.zeros(0), torch.zeros(6), torch.zeros(2, 3), torch.zeros(6, dtype=torch.bfloat16),
+        ("ab", "c"), ("a", "bc"), np.array(["a", None], dtype=object), np.array([["a", None]], dtype=object), "None",
     ]  # fmt: skip
 
     def check():
@@ -117,7 +119,11 @@ def rollouts() -> list[pathlib.Path]:
     return sorted([*(ROOT / "examples").glob("rollouts/*.jsonl.gz"), *(ROOT / "tests" / "data" / "rollouts").glob("*.jsonl.gz")])
 
 
-@pytest.mark.parametrize("path", rollouts() or [pytest.param(None, marks=pytest.mark.skip("no recorded rollouts in examples/rollouts"))], ids=lambda path: path and path.name)
+@pytest.mark.parametrize(
+    "path",
+    rollouts() or [pytest.param(None, marks=pytest.mark.skip("no recorded rollouts in examples/rollouts"))],
+    ids=lambda path: path and path.name,
+)
 def test_F31_parity_on_recorded_rollouts(path):
     with gzip.open(path, "rt") as file:
         steps = [step for step in map(json.loads, file) if step["type"] == "step"]

@@ -43,7 +43,9 @@ def test_the_first_fitting_group_wins_not_the_best():
 
 
 def test_similarity_stays_inside_a_task_and_skips_invalid_rows():
-    found = anchor.group_similar_states(["room 1", "room 2", "room 1", None, "room 2"], ["a", "b", "a", "a", "a"], threshold=0.8, valid=[1 > 0] * 3 + [False, True])
+    found = anchor.group_similar_states(
+        ["room 1", "room 2", "room 1", None, "room 2"], ["a", "b", "a", "a", "a"], threshold=0.8, valid=[1 > 0] * 3 + [False, True]
+    )
     assert found.ids.tolist() == [0, 1, 0, -1, 0]
     assert found.first_row.tolist() == [0, 1] and found.counts.tolist() == [3, 1]
 

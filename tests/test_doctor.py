@@ -76,8 +76,8 @@ def test_selftest_agrees_on_this_machine():
     wrong = [f"{result.name}: {result.note}" for result in results if not result.ok]
     assert not wrong, "\n".join(wrong)
     names = [result.name for result in results]
-    assert len(set(names)) == len(names) >= len(selftest.CASES) * 2
-    for operation in ("token log-probs", "linear token log-probs", "policy loss", "fused head and loss", "anchor grouping", "GiGPO advantages"):
+    assert len(set(names)) == len(names) >= 2 * len(selftest.OPERATIONS) + 2 * len(selftest.OBJECTIVES)
+    for operation in ("token_log_probs", "linear_token_log_probs", "policy_loss", "linear_policy_loss", "group_states", "GiGPO advantages"):
         assert any(operation in name for name in names)
 
 
@@ -94,11 +94,13 @@ def test_selftest_sees_a_wrong_operation(fault, monkeypatch, capsys):
         return found._replace(log_probs=found.log_probs + (1e-5 if fault == "digits" else float("nan")))
 
     monkeypatch.setattr(logprob, "token_log_probs", wrong)
-    monkeypatch.setattr(selftest, "CASES", selftest.CASES[:1])
+    monkeypatch.setattr(selftest, "OPERATIONS", selftest.OPERATIONS[:1])
+    monkeypatch.setattr(selftest, "OBJECTIVES", {})
     monkeypatch.setenv("GIGPO_FAST_BACKEND", "torch")
     assert command_line.main(["doctor", "--selftest"]) == 1
     text = capsys.readouterr().out
-    (line,) = [line for line in text.splitlines() if line.startswith("  WRONG") and " float32 " in line[:32]]
-    assert {"digits": "log_probs", "nan": "nan of the tolerance", "raises": "a compiler fault", "dtype": "expected (6, 8) torch.float32"}[fault] in line
+    assert "WRONG  cpu torch  token_log_probs, float32" in text and "ok     cpu torch  group_states" in text
+    seen = {"digits": "log_probs: error 1", "nan": "log_probs: error nan", "raises": "a compiler fault", "dtype": "must be (6, 8) torch.float32"}
+    assert seen[fault] in text
     assert command_line.main(["doctor", "--selftest", "--json"]) == 1
     assert not all(result["ok"] for result in json.loads(capsys.readouterr().out)["selftest"])

@@ -1,7 +1,7 @@
 """Every shipped configuration of the row kernels, compiled ahead of time for every architecture, without a GPU.
 
-Each launcher is called with a recorder in the kernel's place, so what is compiled is exactly what it would launch. The compiler's output must
-hold what the design counts on: no spill, 128-bit loads, 64-bit row offsets, one exponential an element, no fp64, no float atomics.
+Each launcher is called with a recorder in the kernel's place, so what is compiled is exactly what it would launch. The compiler's output
+must hold what the design counts on: no spill, 128-bit loads, 64-bit row offsets, one exponential an element, no fp64, no float atomics.
 """
 
 import itertools
@@ -28,8 +28,8 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-NVIDIA = ("sm_80", "sm_90", "sm_100")
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float64: "*fp64", torch.int64: "*i64", torch.int32: "*i32"}
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float64: "*fp64"}
+POINTERS |= {torch.int64: "*i64", torch.int32: "*i32"}
 CUOBJDUMP = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
@@ -69,11 +69,11 @@ class Recorder:
         return triton.compile(ASTSource(self.kernel, signature, constants, divisible), target=TARGETS[arch], options=self.options)
 
 
-def record(monkeypatch, kernel, arch, *, rows=2, V=151936, dtype=torch.float32, out_dtype=None, softcap=False, source=False, on_policy=False):
-    """Call one launcher on (rows, V) logits as on `arch` and return what it would launch."""
+def record(monkeypatch, kernel, arch, *, rows=2, V=151936, dtype=torch.float32, softcap=False, **case):
+    """Call one launcher on (rows, V) logits as on `arch` and return what it would launch. Other keys: out_dtype, source, on_policy."""
     logits, ids = torch.empty(rows, V, dtype=dtype), torch.zeros(rows, dtype=torch.int64)
     values = torch.ones(rows, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-    old, ref, beta = (None, None, 0.0) if on_policy else (values, values, 0.1)
+    old, ref, beta = (None, None, 0.0) if case.get("on_policy") else (values, values, 0.1)
     tanh_in = 1 / 30 if softcap else 0.0
     module = {"rows_forward": rows_forward, "rows_backward": rows_backward, "clip_rows_forward": clip_loss}[kernel]
     recorder = Recorder(getattr(module, f"{kernel}_kernel"))
@@ -83,8 +83,10 @@ def record(monkeypatch, kernel, arch, *, rows=2, V=151936, dtype=torch.float32, 
         if kernel == "rows_forward":
             rows_forward.rows_forward(logits, ids, values, tanh_in)
         elif kernel == "rows_backward":
-            out = torch.empty(rows, V, dtype=out_dtype or dtype)
-            rows_backward.rows_backward(logits, ids, values, tanh_in, values, values, values, values, out, ids if source else None)
+            out = torch.empty(rows, V, dtype=case.get("out_dtype", dtype))
+            rows_backward.rows_backward(
+                logits, ids, values, tanh_in, values, values, values, values, out, ids if case.get("source") else None
+            )
         else:
             clip_loss.clip_rows_forward(logits, ids, values, tanh_in, values, old, ref, values, low=0.2, high=0.3, kl_coefficient=beta)
     return recorder
@@ -112,13 +114,12 @@ def cases():
 def resources(compiled, tmp_path):
     """Registers, stack and local bytes a thread (vector registers and spills on AMD)."""
     if "amdgcn" in compiled.asm:
-        found = {key: int(re.search(rf"\.{key}:\s+(\d+)", compiled.asm["amdgcn"])[1]) for key in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")}
-        return found["vgpr_count"], found["vgpr_spill_count"], found["sgpr_spill_count"]
+        text, pattern, keys = compiled.asm["amdgcn"], r"\.{}:\s+(\d+)", ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
+        return [int(re.search(pattern.format(key), text)[1]) for key in keys]
     cubin = tmp_path / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
     text = subprocess.run([CUOBJDUMP, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True).stdout
-    found = {key: int(re.search(rf"{key}:(\d+)", text)[1]) for key in ("REG", "STACK", "LOCAL")}
-    return found["REG"], found["STACK"], found["LOCAL"]
+    return [int(re.search(rf"{key}:(\d+)", text)[1]) for key in ("REG", "STACK", "LOCAL")]
 
 
 def faults(kernel, options, arch, recorder, compiled, tmp_path):
@@ -131,11 +132,12 @@ def faults(kernel, options, arch, recorder, compiled, tmp_path):
     row = [arch, kernel, *(f"{key}={str(value).removeprefix('torch.')}" for key, value in options.items()), f"registers={registers}"]
     row += [f"spilled={stack}+{local}", f"shared={compiled.metadata.shared}"]
     ttir = compiled.asm["ttir"]
+    wide_offsets = len(re.findall(r"arith\.muli .*: i64", ttir))
     checks = {
         "spills": stack == 0 and local == 0,
         "more registers than two programs of 8 warps share": registers <= 128 or double,
         "more than 4 KiB of shared memory": compiled.metadata.shared <= 4096,
-        "a row offset in 32 bits": len(re.findall(r"arith\.muli .*: i64", ttir)) >= (2 if kernel == "rows_backward" else 1) or options.get("V") == 1,
+        "a row offset in 32 bits": wide_offsets >= (2 if kernel == "rows_backward" else 1) or options.get("V") == 1,
         "a grid axis other than 0": set(re.findall(r"tt\.get_program_id (\w)", ttir)) == {"x"},
         "atomics": "atomic" not in ttir,
         "double precision in a single-precision kernel": double or "f64" not in ttir,
@@ -150,6 +152,7 @@ def faults(kernel, options, arch, recorder, compiled, tmp_path):
             each = 2 if options.get("softcap") else 1  # tanh costs one more
             checks["more than one exponential an element"] = exponentials <= each * a_thread + 6
             checks["exchanges between threads inside the loop"] = ptx.count("shfl.sync") <= 32
+        checks["no barrier between reading the target and writing"] = "bar.sync" in ptx or kernel != "rows_backward"
         checks["atomics in the PTX"] = not re.search(r"\b(atom|red)\.", ptx)
     return row, [name for name, held in checks.items() if not held]
 

@@ -65,8 +65,8 @@ def assert_rows(logits, ids, scale, tanh_in, *, config=SMALL, out=None):
 @pytest.mark.parametrize("tanh_in", [0.0, 1 / 5])
 @pytest.mark.parametrize("V", [1, 7, 32, 33, 1000])
 def test_every_shape_of_row(V, tanh_in):
-    n = 3
-    assert_rows(rows("ordinary", n, V), torch.randint(V, (n,)), torch.tensor([1.0, 0.7, 6.0]), tanh_in, config=Config(128, 1, 1) if V > 99 else SMALL)
+    config = Config(128, 1, 1) if V > 99 else SMALL
+    assert_rows(rows("ordinary", 3, V), torch.randint(V, (3,)), torch.tensor([1.0, 0.7, 6.0]), tanh_in, config=config)
 
 
 @pytest.mark.parametrize("kind", ["ordinary", "offset", "huge", "peaked", "holes", "first tile empty", "finfo.min"])

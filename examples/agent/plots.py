@@ -52,7 +52,7 @@ def draw_credit(path: pathlib.Path, rollouts: Rollouts, chosen: int, groups, lev
     plt.close(figure)
 
 
-def draw_curves(path: pathlib.Path, runs: list[dict], episodes_an_update: int, title: str) -> None:
+def draw_curves(path: pathlib.Path, runs: list[dict], episodes_an_update: int, title: str, *, shortest: int | None = None) -> None:
     """Success, answers that are no action, and steps to the goal against the episodes played: mean of the seeds with a band."""
     panels = {
         "success": "episodes that reach the goal",
@@ -60,6 +60,9 @@ def draw_curves(path: pathlib.Path, runs: list[dict], episodes_an_update: int, t
         "steps_to_goal": "steps of the episodes that reach the goal",
     }
     figure, row = plt.subplots(1, len(panels), figsize=(13, 4.4), layout="constrained")
+    if shortest is not None:
+        row[2].axhline(shortest, color=GREY, linestyle=":", label=f"shortest way: {shortest}")
+        row[2].legend(loc="upper right", frameon=False)
     for axes, (name, label) in zip(row, panels.items(), strict=True):
         for algorithm in dict.fromkeys(run["algorithm"] for run in runs):
             curves = [smooth(run[name]) for run in runs if run["algorithm"] == algorithm]
@@ -67,18 +70,15 @@ def draw_curves(path: pathlib.Path, runs: list[dict], episodes_an_update: int, t
         axes.set_xlabel("episodes played")
         axes.set_title(label, fontsize=10)
         axes.grid(alpha=0.3)
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, len(runs[0]["success"]) * episodes_an_update)
         axes.set_ylim(bottom=0)
     for axes in row[:2]:
         axes.set_ylim(-0.02, 1.02)
         axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
     row[0].legend(loc="best", frameon=False)
     seeds = len({run["seed"] for run in runs})
-    figure.suptitle(
-        f"{title}\nthick: mean of {seeds} seed{'s' * (seeds > 1)}; band: one standard deviation either side; thin: each seed "
-        f"(all trailing means over {SMOOTHING} updates)",
-        fontsize=10,
-    )
+    meaning = f"thick: mean of {seeds} seeds; band: one standard deviation either side; thin: each seed" if seeds > 1 else "one seed"
+    figure.suptitle(f"{title}\n{meaning} (trailing means over {SMOOTHING} updates)", fontsize=10)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -73,7 +73,9 @@ def leave_one_out_advantages(
 def trajectory_scores(scores: Tensor, valid: Tensor, trajectory: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     """(S,) float64 mean score of each row's trajectory, and (S,) bool: one row of each trajectory, to be counted."""
     of_trajectory = moments(scores, valid, trajectory, group, ddof=1)
-    return of_trajectory.mean, of_trajectory.first
+    place = torch.arange(valid.shape[0], device=valid.device)
+    first = segment_min(torch.where(valid, place, valid.shape[0]), of_trajectory.segment, valid.shape[0])
+    return of_trajectory.mean, first.index_select(0, of_trajectory.segment) == place
 
 
 def check_one_group(function: str, trajectory: Tensor, group: Tensor, valid: Tensor) -> None:

@@ -20,7 +20,7 @@ class Moments(NamedTuple):
     mean: Tensor  # (S,) float64; exactly the common score where all are equal
     std: Tensor  # (S,) float64; exactly 0 where all scores are equal
     flat: Tensor  # (S,) bool, all counted scores are equal
-    first: Tensor  # (S,) bool, one counted row of each group
+    segment: Tensor  # (S,) int64, dense number of the group
 
 
 def moments(
@@ -45,10 +45,8 @@ def moments(
     variance = segment_sum(deviation * deviation, segment) / (count - ddof).clamp(min=1.0)
     std = variance.rsqrt().reciprocal()  # sqrt is split over threads from 2,048 values on, where waking one costs more than all of this
 
-    place = torch.arange(order.shape[0], device=order.device)
-    first = segment_min(torch.where(counted, place, order.shape[0]), segment, order.shape[0]).index_select(0, segment) == place
     own = to_rows(segment, order)
-    return Moments(*(statistic.index_select(0, own) for statistic in (count, mean, std, flat)), to_rows(first, order))
+    return Moments(*(statistic.index_select(0, own) for statistic in (count, mean, std, flat)), own)
 
 
 def standardise(scores: Tensor, group: Moments, scale: str | None, statistics: GroupStatistics) -> Tensor:

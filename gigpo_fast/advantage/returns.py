@@ -74,11 +74,9 @@ def time_order(function: str, trajectory: Tensor, step: Tensor | None, valid: Te
 
 def returns_to_go(rewards: Tensor, timeline: Timeline, gamma: float) -> Tensor:
     """(S,) float64 discounted returns of float64 rewards that are 0 where not valid."""
-    if gamma == 0.0 or rewards.shape[0] == 0:
-        return rewards  # also keeps 0 * inf out
     returns = rewards.index_select(0, timeline.order)
     stride, reach = 1, _longest(timeline.remaining)
-    while stride <= reach and gamma**stride > 0.0:
+    while stride <= reach and gamma**stride > 0.0:  # also ends at once for gamma = 0, which keeps 0 * inf out
         # Multiplied and added by two kernels: a fused one rounds differently in its vector body and in its tail.
         following = torch.where(timeline.remaining[:-stride] >= stride, returns[stride:], 0.0)
         returns[:-stride].add_(following.mul_(gamma**stride))
@@ -88,7 +86,8 @@ def returns_to_go(rewards: Tensor, timeline: Timeline, gamma: float) -> Tensor:
 
 def _longest(remaining: Tensor) -> int:
     # On a GPU the exact bound would make the host wait; passes beyond it add zeros.
-    return int(remaining.max()) if remaining.device.type == "cpu" else remaining.shape[0] - 1
+    bound = remaining.shape[0] - 1
+    return int(remaining.max()) if remaining.device.type == "cpu" and bound > 0 else bound
 
 
 def _check_steps(function: str, order: Tensor, segment: Tensor, step: Tensor, counted: Tensor) -> None:

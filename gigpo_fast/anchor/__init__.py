@@ -3,7 +3,8 @@
 Grouping is exact by default (bytes decide), by similarity on request, and gives the same ids on every path and device.
 """
 
-from .grouping import group_ids, group_states
+from .grouping import group_states
+from .labels import group_ids
 from .similar import group_similar_states
 
 __all__ = ["group_ids", "group_similar_states", "group_states"]

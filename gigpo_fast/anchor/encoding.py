@@ -18,7 +18,7 @@ class Unsupported(Exception):
 
 
 def encode(value: Any) -> bytes:
-    """The canonical bytes of None, bool, int, float, str, bytes, tuple, list, dict, NumPy arrays and scalars, and tensors, nested as you like."""
+    """The canonical bytes of None, bool, int, float, str, bytes, tuple, list, dict, NumPy values and tensors, nested as you like."""
     parts: list[bytes] = []
     _append(parts, value)
     return b"".join(parts)

@@ -17,6 +17,7 @@ from .encoding import Unsupported, encode
 
 FUNCTION = "group_states"
 EXPECTED = "a list of str, bytes, int or nested values, a NumPy array, a tensor (S, ...), or a pair (values, offsets) of tensors"
+ENCODABLE = "made of None, bool, int, float, str, bytes, tuple, list, dict, NumPy arrays and tensors"
 
 
 class Objects(NamedTuple):
@@ -27,9 +28,6 @@ class Objects(NamedTuple):
     @property
     def device(self) -> torch.device:
         return torch.device("cpu")
-
-    def __len__(self) -> int:
-        return len(self.items)
 
 
 class Packed(NamedTuple):
@@ -59,7 +57,8 @@ def size(states: Any) -> int:
         if states.ndim == 0:
             checks.fail(FUNCTION, "states", "one row a state, (S, ...)", states, "add a first dimension with one entry a step")
         return states.shape[0]
-    checks.fail(FUNCTION, "states", EXPECTED, f"{type(states).__name__} {checks.describe(states)}", "convert it to one of these", error=TypeError)
+    got = f"{type(states).__name__} {checks.describe(states)}"
+    checks.fail(FUNCTION, "states", EXPECTED, got, "convert it to one of these", error=TypeError)
 
 
 def read(states: Any, valid: Tensor | None) -> "Objects | Packed":
@@ -93,8 +92,8 @@ def _read_list(states: list | tuple, valid: list[bool] | None) -> "Objects | Pac
         except Unsupported as error:
             row = number if valid is None else list(itertools.compress(itertools.count(), valid))[number]
             checks.fail(
-                FUNCTION, f"states[{row}]", "made of None, bool, int, float, str, bytes, tuple, list, dict, NumPy arrays and tensors",
-                f"{error} in {checks.describe(item)}", "convert it, for example with str() or dataclasses.astuple()", error=TypeError,
+                FUNCTION, f"states[{row}]", ENCODABLE, f"{error} in {checks.describe(item)}",
+                "convert it, for example with str() or dataclasses.astuple()", error=TypeError,
             )
     return Objects(encoded)
 
@@ -126,7 +125,8 @@ def _bytes_of(values: Tensor) -> Tensor:
 def _numpy_bytes(states: Any) -> Tensor:
     numpy = sys.modules["numpy"]
     if states.dtype.kind == "V":
-        checks.fail(FUNCTION, "states", "an array without padding bytes", f"structured {states.dtype}", "pass the fields as a list of tuples", error=TypeError)
+        got = f"structured {states.dtype}"
+        checks.fail(FUNCTION, "states", "an array without padding bytes", got, "pass the fields as a list of tuples", error=TypeError)
     flat = numpy.ascontiguousarray(states).reshape(-1)
     return torch.from_numpy((flat if flat.flags.writeable else flat.copy()).view(numpy.uint8))
 
@@ -139,19 +139,24 @@ def _is_numpy(value: Any) -> bool:
 def _checked_offsets(values: Tensor, offsets: Tensor) -> Tensor:
     """The offsets of a ragged pair. They are always checked: a wrong one would read memory that is not a state."""
     name = "states[1] (offsets)"
+
+    def fail(expected: str, got: Any, fix: str):
+        checks.fail(FUNCTION, name, expected, got, fix)
+
     if values.ndim == 0:
         checks.fail(FUNCTION, "states[0] (values)", "(total, ...)", values, "pass the concatenated values of all states")
     checks.tensor(FUNCTION, name, offsets, shape=(None,), dtypes=(torch.int64, torch.int32), device=values.device)
     if offsets.numel() == 0:
-        checks.fail(FUNCTION, name, "at least one entry, 0", offsets, "S states need S + 1 offsets, the first 0")
+        fail("at least one entry, 0", offsets, "S states need S + 1 offsets, the first 0")
     if offsets.dtype == torch.int32 and values.numel() * values.element_size() > 2**31 - 1:
-        checks.fail(FUNCTION, name, "int64 for more than 2**31 - 1 bytes", offsets, "use offsets.to(torch.int64), built without int32 overflow")
-    first, last, falling = torch.stack([offsets[0], offsets[-1], (offsets[1:] < offsets[:-1]).sum().to(offsets.dtype)]).tolist()
+        fail("int64 for more than 2**31 - 1 bytes", offsets, "use offsets.to(torch.int64), built without int32 overflow")
+    falls = offsets[1:] < offsets[:-1]
+    first, last, falling = torch.stack([offsets[0], offsets[-1], falls.sum().to(offsets.dtype)]).tolist()  # one wait for the device
     if first != 0:
-        checks.fail(FUNCTION, name, "0 at index 0", first, "the first state begins at 0")
+        fail("0 at index 0", first, "the first state begins at 0")
     if falling:
-        index = int((offsets[1:] < offsets[:-1]).nonzero()[0, 0]) + 1
-        checks.fail(FUNCTION, name, f"non-decreasing, but it falls at index {index}", int(offsets[index]), "offsets are a running sum of lengths")
+        index = int(falls.nonzero()[0, 0]) + 1
+        fail(f"non-decreasing, but it falls at index {index}", int(offsets[index]), "offsets are a running sum of lengths")
     if last != values.shape[0]:
-        checks.fail(FUNCTION, name, f"{values.shape[0]} (the number of values) at index {offsets.numel() - 1}", last, "the last offset ends the last state")
+        fail(f"{values.shape[0]} (the number of values) at index {offsets.numel() - 1}", last, "the last offset ends the last state")
     return offsets

@@ -43,7 +43,8 @@ def group_similar_states(
     first_rows = exact.first_row.tolist()
     for row in first_rows:
         if not isinstance(states[row], str):
-            checks.fail("group_similar_states", f"states[{row}]", "str", states[row], "convert states to text, or use group_states", error=TypeError)
+            fix = "convert states to text, or use group_states"
+            checks.fail("group_similar_states", f"states[{row}]", "str", states[row], fix, error=TypeError)
     # Equal texts of a task join the same group, since groups never change their first member: one text of each is enough.
     tasks = [0] * len(first_rows) if group is None else _tasks(group, first_rows)
     merged = by_first_occurrence(torch.tensor(_first_fit([states[row] for row in first_rows], tasks, threshold), dtype=torch.int64))

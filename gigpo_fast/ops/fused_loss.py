@@ -17,7 +17,7 @@ from ..plan import order_tokens
 from .clip_twin import score_with_twin, twin_options
 from .gemm import compute_dtype, head_logits
 from .passes import HeadTensors, ScoredRows, backward_chunk, chunk_rows, recompute_backward, score, split
-from .rows import runs_triton
+from .rows import scores_on_gpu_kernels
 
 
 class FusedLoss:
@@ -37,7 +37,7 @@ class FusedLoss:
         self.d_bias = torch.zeros_like(head.bias, dtype=dtype) if need[2] else None
         self.loss = hidden.new_zeros((), dtype=dtype)
         self.metrics: list[Tensor] = []
-        self.triton = runs_triton(hidden.device)
+        self.triton = scores_on_gpu_kernels(hidden.device)
         self.twin = twin_options(objective) if self.triton else None
 
     @property

@@ -86,7 +86,8 @@ def d_logits_of(logits: Tensor, rows: ScoredRows, tanh_in: float, operand: torch
             largest = torch.maximum(c.abs().amax(), e.abs().amax())
             factor = torch.where(largest > 0, torch.exp2(torch.ceil(torch.log2(largest))), 1.0)
             c, e = c / factor, e / factor
-    rows_for(logits.device).rows_backward(logits, rows.token_ids, rows.scale, tanh_in, rows.lse, rows.entropy, c, e, out, source_rows)
+    source = logits if source_rows is not None else logits[:m]  # without source_rows the rows stand in order: a prefix
+    rows_for(logits.device).rows_backward(source, rows.token_ids, rows.scale, tanh_in, rows.lse, rows.entropy, c, e, out, source_rows)
     return out, factor
 
 

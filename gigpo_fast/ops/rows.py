@@ -26,6 +26,6 @@ def rows_for(device: torch.device) -> ModuleType:
     return rows_torch
 
 
-def runs_triton(device: torch.device) -> bool:
+def scores_on_gpu_kernels(device: torch.device) -> bool:
     """True where Triton serves the rows: no gradient rows are dropped there, since that would wait for the device."""
     return backend.choose(device) == "triton"

@@ -1,0 +1,59 @@
+"""Group labels to dense numbers. Labels are names: they are compared, never counted with, so negative and huge ones are legal."""
+
+import itertools
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from . import sorting
+from .paths import group_rows
+from .rows import Objects, read
+
+FIX = "label groups by integers or strings"
+
+
+def group_ids(
+    labels: Sequence | Tensor,  # (S,) str, int or any hashable; or an integer tensor
+) -> Tensor:
+    """Number labels by first occurrence: (S,) int64, dense from 0, on the device of a tensor of labels, else on the CPU.
+
+    Slow equivalent: `number = {}; torch.tensor([number.setdefault(label, len(number)) for label in labels])`
+    "7" is not "007" and not 7. Floats and bools raise TypeError, because their equality is not identity (1 == 1.0 == True).
+    """
+    return _number("group_ids", "labels", labels)
+
+
+def group_of_valid(group: Any, size: int, valid: Tensor | None) -> Tensor | None:
+    """The `group` argument of group_states as numbers, for the valid rows only: others may hold anything."""
+    if group is None:
+        return None
+    if len(group) != size:
+        fix = "give every step the label of its task"
+        checks.fail("group_states", "group", f"{size} labels, one for each state", f"{len(group)} labels", fix)
+    if valid is not None:
+        group = group[valid.to(group.device)] if isinstance(group, Tensor) else list(itertools.compress(group, valid.tolist()))
+    return _number("group_states", "group", group)
+
+
+def _number(function: str, name: str, labels: Any) -> Tensor:
+    numpy = sys.modules.get("numpy")  # without NumPy there are no NumPy labels
+    if numpy is not None and isinstance(labels, numpy.ndarray):
+        labels = torch.from_numpy(labels) if labels.dtype.kind in "iufb" else labels.tolist()
+    if isinstance(labels, Tensor):
+        checks.tensor(function, name, labels, shape=(None,), dtypes=checks.INTEGERS, fix=f"{FIX}; floats are rounded and never safe")
+        return group_rows(read(labels.to(torch.int64), None), None).ids
+    inexact = (float, bool) if numpy is None else (float, bool, numpy.floating, numpy.bool_)
+    types = set(map(type, labels))
+    if any(issubclass(kind, inexact) for kind in types):
+        row = next(row for row, label in enumerate(labels) if isinstance(label, inexact))
+        checks.fail(function, f"{name}[{row}]", "str, int or another exact hashable", labels[row], FIX, error=TypeError)
+    if all(issubclass(kind, (str, bytes)) for kind in types):
+        return group_rows(Objects(list(labels)), None).ids
+    try:
+        return sorting.number_keys(list(labels)).ids
+    except TypeError as error:
+        checks.fail(function, name, "hashable labels", str(error), FIX, error=TypeError)

@@ -1,0 +1,114 @@
+"""The CUDA grouping kernels compile for every architecture, ahead of time and at run time, without a GPU."""
+
+import ctypes
+import importlib.util
+import pathlib
+import re
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+from gigpo_fast import anchor
+from gigpo_fast.anchor import cuda
+from tests.anchor_helpers import ROOT, assert_groups, packed
+
+ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
+SOURCE = ROOT / "csrc" / "anchor_cuda.cu"
+REGISTERS = 64  # 32 warps of 256-thread blocks fit a multiprocessor
+
+
+def _nvcc() -> str:
+    return shutil.which("nvcc") or pytest.skip("nvcc is not on PATH; install the CUDA toolkit to compile csrc/anchor_cuda.cu here")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_device_code_compiles_without_warnings_or_spills(tmp_path, architecture):
+    command = [
+        _nvcc(),
+        "-O3",
+        "-std=c++17",
+        f"-arch={architecture}",
+        "-Werror",
+        "all-warnings",
+        "-Xptxas",
+        "-v",
+        "-DANCHOR_DEVICE_ONLY",
+        "-cubin",
+    ]
+    done = subprocess.run([*command, SOURCE, "-o", tmp_path / "anchor.cubin"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert set(re.findall(r"Compiling entry function '(\w+)'", done.stderr)) == set(cuda.KERNELS)
+    assert re.findall(r"(\d+) bytes spill", done.stderr) == ["0"] * 4
+    assert max(map(int, re.findall(r"Used (\d+) registers", done.stderr))) <= REGISTERS
+
+
+@pytest.mark.slow
+def test_host_part_compiles_against_the_stable_abi(tmp_path):
+    include = pathlib.Path(torch.__file__).parent / "include"
+    command = [
+        _nvcc(),
+        "-O1",
+        "-std=c++17",
+        "-arch=sm_90",
+        "-Werror",
+        "all-warnings",
+        "-DUSE_CUDA",
+        "-DTORCH_TARGET_VERSION=0x020b000000000000",
+    ]
+    done = subprocess.run(
+        [*command, f"-I{include}", "-Xcompiler", "-fPIC", "-c", SOURCE, "-o", tmp_path / "a.o"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def _nvrtc() -> ctypes.CDLL:
+    spec = importlib.util.find_spec("nvidia")
+    folders = spec.submodule_search_locations if spec is not None else []
+    found = sorted(path for folder in folders for path in pathlib.Path(folder).glob("*/lib/libnvrtc.so.*"))
+    return ctypes.CDLL(str(found[0])) if found else pytest.skip("NVRTC is not installed: pip install nvidia-cuda-nvrtc")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nvrtc_compiles_the_same_source(architecture):
+    nvrtc, program, size = _nvrtc(), ctypes.c_void_p(), ctypes.c_size_t()
+    assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), cuda.source().encode(), b"anchor_cuda.cu", 0, None, None) == 0
+    options = (ctypes.c_char_p * 1)(f"--gpu-architecture={architecture}".encode())
+    result = nvrtc.nvrtcCompileProgram(program, len(options), options)
+    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetProgramLog(program, log)
+    assert result == 0 and log.value == b"", log.value.decode()
+    assert nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size)) == 0 and size.value > 10_000
+    binary = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetCUBIN(program, binary)
+    assert all(name.encode() in binary.raw for name in cuda.KERNELS)
+
+
+def test_the_source_is_one_text():
+    assert '#include "' not in cuda.source() and "#pragma once" not in cuda.source().split("namespace anchor")[0]
+
+
+def test_blocks_cover_the_rows_and_no_more_than_fill_the_device():
+    assert [cuda.blocks(total, 132) for total in (1, 8, 9, 10**7)] == [1, 1, 2, 132 * 16]
+
+
+def test_why_not_gives_a_reason_instead_of_failing(monkeypatch):
+    assert cuda.why_not(torch.device("cpu")) == "the CUDA kernels need a CUDA device"
+    cuda._why_not_on.cache_clear()
+    monkeypatch.setattr(cuda, "_launcher", lambda index: (_ for _ in ()).throw(RuntimeError("no such compiler\nmore")))
+    assert cuda.why_not(torch.device("cuda", 0)) == "no such compiler"
+    cuda._why_not_on.cache_clear()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu():
+    states = torch.randint(0, 9, (5000, 300), dtype=torch.uint8)[torch.randint(0, 5000, (20_000,))]
+    reason = cuda.why_not(torch.device("cuda", 0))
+    assert reason is None, reason
+    assert_groups(anchor.group_states(states.cuda()), [part.cpu() for part in anchor.group_states(states)])
+    rows = packed([bytes(range(length)) for length in range(200)] * 3)
+    found = cuda.group(type(rows)(*[part.cuda() for part in rows]), None, bytes_decide=True, seed=3, hash_bits=16)
+    assert found.ids.tolist() == list(range(200)) * 3
