@@ -1,0 +1,1 @@
+"""The test suite; a package so that `python -m tests.oracles` runs and helpers are shared."""

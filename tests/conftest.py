@@ -13,6 +13,10 @@ hypothesis.settings.register_profile("nightly", deadline=None, max_examples=2000
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # workers share the cores already; threads of several workers only wait for each other
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

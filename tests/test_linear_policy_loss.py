@@ -29,7 +29,7 @@ SEQUENCE = PolicyObjective(SequenceRatio(), Clip(0.1, 0.3, dual=2.0), KLPenalty(
 FULL = PolicyObjective(surrogate=Clip(0.1, 0.3, dual=2.0), divergence=KLPenalty(0.1), entropy_bonus=EntropyBonus(0.02))
 GRADIENTS = ("hidden", "weight", "bias")
 CASES = ["holes and an empty row", "on-policy", "garbage at untrained tokens", "extreme log-ratios", "sequences that are not rows", "two long rows",
-         "bias, scale, softcap, temperature", "zero advantages"]  # fmt: skip
+         "bias, scale, softcap, temperature", "large logits", "zero advantages"]  # fmt: skip
 NATIVE = backend.why_not_native(torch.device("cpu")) is None
 PATHS = ["torch", pytest.param("native", marks=pytest.mark.skipif(not NATIVE, reason="the C++ rows are not built"))]
 
@@ -80,8 +80,7 @@ def test_module_owns_the_head():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("where", [fused_loss, passes], ids=["forward only", "everywhere"])
-def test_logits_rounded_to_the_input_dtype_are_caught(dtype, where, monkeypatch):
+def test_logits_rounded_to_the_input_dtype_are_caught(dtype, monkeypatch):
     """The mutation that the tolerance must see: logits that pass through bf16 or fp16."""
     exact = gemm.head_logits
     monkeypatch.setattr(passes, "head_logits", lambda hidden, weight, bias: exact(hidden, weight, bias).to(weight.dtype).float())
@@ -96,7 +95,7 @@ def test_dlogits_of_rounded_logits_are_caught(dtype, monkeypatch):
     monkeypatch.setattr(passes, "d_logits_of", lambda logits, *rest: exact(logits.to(dtype).float(), *rest))
     with pytest.raises(AssertionError, match="gradient of") as caught:
         testing.check_loss(functools.partial(linear_policy_loss, objective=FULL), objective=FULL, linear=True, dtypes=[dtype],
-                           cases=["all tokens trained", "two long rows"])  # fmt: skip
+                           cases=["all tokens trained", "large logits"])  # fmt: skip
     assert ": loss:" not in str(caught.value)
 
 
@@ -216,7 +215,7 @@ def test_whatever_needs_a_gradient(group):
     out = linear_policy_loss(leaves["hidden"], Head(leaves["weight"], leaves["bias"]), b.token_ids, b.advantages, b.mask, old_log_probs=b.old,
                              ref_log_probs=b.ref, objective=FULL)  # fmt: skip
     assert_same_bits("loss", out.loss.detach(), want.loss)
-    assert_same_bits("metrics", out.metrics, change(want).metrics) if any(wanted.values()) else None
+    assert_same_bits("metrics", out.metrics, want.metrics)
     assert out.loss.requires_grad == any(wanted.values())
     if any(wanted.values()):
         out.loss.backward()

@@ -57,9 +57,10 @@ LOSS_CASES: dict[str, tuple[tuple[int, ...], Callable[[SimpleNamespace], object]
     "given denominator": (_SHAPE, lambda b: setattr(b, "denominator", 1000.0)),
     "packed": ((28,), _packed),
     "sequences that are not rows": (_SHAPE, _units),
-    "bias, scale, softcap, temperature": (_SHAPE, _head),  # of a head: for linear losses only
+    "bias, scale, softcap, temperature": (_SHAPE, _head),
+    "large logits": (_SHAPE, lambda b: b.weight.mul_(16)),  # to 100: low-precision logits lose a tenth of a probability there
 }
-HEAD_CASES = ("bias, scale, softcap, temperature",)
+HEAD_CASES = ("bias, scale, softcap, temperature", "large logits")  # for losses that take a head
 
 
 def draw(name: str) -> SimpleNamespace:
