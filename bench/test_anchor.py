@@ -36,7 +36,7 @@ def by_dict(states):
 def by_xxhash_and_dict(states):
     xxhash = pytest.importorskip("xxhash", reason="pip install xxhash")
     number: dict[bytes, int] = {}
-    return [number.setdefault(xxhash.xxh3_128_digest(state), len(number)) for state in states]
+    return [number.setdefault(xxhash.xxh3_128_digest(state.encode()), len(number)) for state in states]
 
 
 def by_polars(states):

@@ -30,8 +30,11 @@ using anchor::u64;
 using anchor::u8;
 using torch::stable::Tensor;
 
-constexpr i64 kBlockBytes = i64(1) << 20;  // hashed, then entered while they are still in the cache
-constexpr i64 kBlockRows = 8192;
+// A block is hashed, then entered while it is still in the cache. Threads take part only where there is much to hash, and then in
+// larger blocks: meeting costs a thread more than a megabyte of hashing does, far more on a machine that is busy with other work.
+constexpr i64 kBlockBytes = i64(1) << 20, kBlockRows = 8192;
+constexpr i64 kShared = 16;  // times as large are the blocks that threads share
+constexpr i64 kSharedFromBlocks = 64;
 constexpr i64 kAhead = 8;  // rows between asking for memory and using it
 
 struct Row {
@@ -146,14 +149,23 @@ std::vector<State> group_by_sorting(const std::vector<Row>& rows, const std::vec
   return states;
 }
 
-void hash_rows(const std::vector<Row>& rows, i64 begin, i64 end, const Options& options, const u64* key, std::vector<Fingerprint>& prints) {
-  torch::stable::parallel_for(begin, end, 256, [&](i64 from, i64 to) {
+void hash_rows(
+    const std::vector<Row>& rows, i64 begin, i64 end, const Options& options, const u64* key, bool shared, std::vector<Fingerprint>& prints) {
+  const auto hash = [&](i64 from, i64 to) {
     for (i64 i = from; i < to; ++i) {
-      if (i + kAhead < to) __builtin_prefetch(rows[size_t(i + kAhead)].bytes);
+      if (i + kAhead < to) {
+        const Row& soon = rows[size_t(i + kAhead)];
+        for (i64 offset = 0; offset < std::min(soon.length, anchor::kPrefetch); offset += 64) __builtin_prefetch(soon.bytes + offset);
+      }
       const Row& row = rows[size_t(i)];
       prints[size_t(i)] = anchor::truncated(anchor::fingerprint(row.bytes, row.length, options.seed, key), options.hash_bits);
     }
-  });
+  };
+  if (shared) {
+    torch::stable::parallel_for(begin, end, 256, hash);
+  } else {
+    hash(begin, end);
+  }
 }
 
 std::vector<State> group_rows(const std::vector<Row>& rows, const Options& options, i64* ids) {
@@ -163,14 +175,18 @@ std::vector<State> group_rows(const std::vector<Row>& rows, const Options& optio
   std::vector<Fingerprint> prints(rows.size());
   std::vector<State> states;
   Table table(options.bytes_decide);
+  i64 all_bytes = 0;
+  for (const Row& row : rows) all_bytes += row.length;
+  const bool shared = all_bytes >= kSharedFromBlocks * kBlockBytes || total >= kSharedFromBlocks * kBlockRows;
+  const i64 block_bytes = shared ? kShared * kBlockBytes : kBlockBytes, block_rows = shared ? kShared * kBlockRows : kBlockRows;
   for (i64 begin = 0, end = 0; begin < total; begin = end) {
-    for (i64 bytes = 0; end < total && end - begin < kBlockRows && bytes < kBlockBytes; ++end) bytes += rows[size_t(end)].length;
-    hash_rows(rows, begin, end, options, key, prints);
+    for (i64 bytes = 0; end < total && end - begin < block_rows && bytes < block_bytes; ++end) bytes += rows[size_t(end)].length;
+    hash_rows(rows, begin, end, options, key, shared, prints);
     for (i64 i = begin; i < end; ++i) {
       if (i + kAhead < end) table.prefetch(prints[size_t(i + kAhead)], rows[size_t(i + kAhead)]);
       ids[i] = table.enter(states, prints[size_t(i)], rows[size_t(i)], i);
       if (ids[i] < 0) {
-        hash_rows(rows, end, total, options, key, prints);
+        hash_rows(rows, end, total, options, key, shared, prints);
         return group_by_sorting(rows, prints, options.bytes_decide, ids);
       }
     }

@@ -38,6 +38,7 @@ constexpr i64 kStripe = 64;         // bytes that the eight accumulators take at
 constexpr i64 kStripesPerBlock = 16;
 constexpr i64 kLongerThan = 240;    // longer states go through the accumulators
 constexpr i64 kSecretBytes = 192;
+constexpr i64 kPrefetch = 512;      // bytes that a host asks for ahead of reading them
 constexpr i64 kKeyWords = 48;       // the secret changed by the seed (24 words), then the secret as published (24 words)
 constexpr i64 kProbes = 128;        // slots looked at before a table gives up
 
@@ -225,6 +226,9 @@ ANCHOR_INLINE Fingerprint long_fingerprint(const u8* p, i64 length, const u64* k
   start_accumulators(acc);
   const i64 stripes = (length - 1) / kStripe;  // the last stripe, which may overlap these, is taken by itself
   for (i64 n = 0; n < stripes; ++n) {
+#if !defined(__CUDACC__)
+    __builtin_prefetch(p + n * kStripe + kPrefetch);  // past the end is harmless, and usually the next state
+#endif
     accumulate(acc, p + n * kStripe, secret + 8 * (n % kStripesPerBlock));
     if (n % kStripesPerBlock == kStripesPerBlock - 1) {
       for (int i = 0; i < 8; ++i) acc[i] = scrambled(acc[i], read64(secret + 128 + 8 * i));

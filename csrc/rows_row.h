@@ -41,7 +41,8 @@ RowResult<A> forward_row(const RowOps& ops, const Matrix& logits, int64_t row, i
       }
       top = block_top;
     }
-    block_op.sums(z, padded(count), top > none ? top : A(0), ahead(logits, row, column + count), sums);  // around 0 while all is -inf: -inf - -inf would be NaN
+    const A centre = top > none ? top : A(0);  // 0 while all is -inf: -inf - -inf would be NaN
+    block_op.sums(z, padded(count), centre, ahead(logits, row, column + count), sums);
   }
   const double log_sum = std::log(sums[0]);
   const double entropy = log_sum - sums[1] / sums[0];

@@ -137,7 +137,7 @@ def test_a_large_table_grows_and_keeps_its_ids():
 
 def test_thread_count_does_not_matter():
     native_or_skip()
-    states = torch.randint(0, 50, (30_000, 3))
+    states = torch.randint(0, 50, (600_000, 3), dtype=torch.uint8)  # enough rows for threads to share
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)

@@ -55,10 +55,11 @@ def test_F27_groups_of_unequal_size_in_any_order():
 def test_F28_types_never_merge():
     nan = float("nan")
     states = [
-        True, 1, 1.0, "1", b"1", None, "", b"", (), [], {}, (1,), [1], [[1]], [1, []], [[], 1], {"a": 1}, {"a": True}, {1: "a"}, 0,
-        False, 0.0, -0.0, nan, "nan", 2**64, -1, 255, np.int64(1), np.int32(1), np.float64(1), np.array(1), np.zeros((2, 3)), np.zeros((3, 2)), np.zeros(6),
-        np.zeros(6, np.float32), np.zeros(0), torch.zeros(6), torch.zeros(2, 3), torch.zeros(6, dtype=torch.bfloat16),
-        ("ab", "c"), ("a", "bc"), np.array(["a", None], dtype=object), np.array([["a", None]], dtype=object), "None",
+        True, 1, 1.0, "1", b"1", None, "", b"", (), [], {}, (1,), [1], [[1]], [1, []], [[], 1],
+        {"a": 1}, {"a": True}, {1: "a"}, 0, False, 0.0, -0.0, nan, "nan", 2**64, -1, 255, np.int64(1), np.int32(1), np.float64(1),
+        np.array(1), np.zeros((2, 3)), np.zeros((3, 2)), np.zeros(6), np.zeros(6, np.float32), np.zeros(0),
+        torch.zeros(6), torch.zeros(2, 3), torch.zeros(6, dtype=torch.bfloat16), ("ab", "c"), ("a", "bc"),
+        np.array(["a", None], dtype=object), np.array([["a", None]], dtype=object), "None",
     ]  # fmt: skip
 
     def check():

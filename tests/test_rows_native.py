@@ -66,7 +66,8 @@ def check(logits, ids, scale, tanh_in, c, e, isa):
     through_lse = EPS * exact[1].abs() * p_max * scale * (c.abs() + e.abs() * (1 + exact[2]))  # dz/dlse times the rounding of lse
     floors = [EPS * t.abs().max() for t in exact]
     floors[3] += through_lse.max()
-    for name, factor, mine, torchs, truth, floor in zip(("log_probs", "lse", "entropy", "gradient"), (2, 2, 2, 3), got, plain, exact, floors):
+    rules = (("log_probs", 2), ("lse", 2), ("entropy", 2), ("gradient", 3))
+    for (name, factor), mine, torchs, truth, floor in zip(rules, got, plain, exact, floors):
         error, allowed = (mine - truth).abs().max(), factor * (torchs - truth).abs().max() + floor
         assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
     assert (got[2] >= 0).all()
@@ -163,7 +164,8 @@ def test_conversions_are_exact(dtype, width, isa):
 
     step = EPS * torch.tensor([-1.0, 0.0, 1.0])
     middles = (finite[:, 0].float() + torch.nextafter(finite[:, 0], torch.tensor(torch.inf, dtype=dtype)).float()) / 2
-    values = torch.cat([(middles[:, None] * (1 + step)).flatten(), torch.randn(1000) * 1e-40, torch.tensor([65519.9, 65520.0, 3.4e38, torch.nan])])
+    extremes = torch.tensor([65519.9, 65520.0, 3.4e38, torch.nan])
+    values = torch.cat([(middles[:, None] * (1 + step)).flatten(), torch.randn(1000) * 1e-40, extremes])
     m = values.shape[0]
     out, zero = torch.empty(m, width, dtype=dtype), torch.zeros(m)
     OPS.rows_backward(torch.zeros(m, width), torch.full((m,), -1), zero + 1, 0.0, zero, zero, -values, zero, None, out, isa)
@@ -305,13 +307,13 @@ def test_operators_are_well_formed():
 def test_messages():
     logits, ids, scale, c, e = case(4, 10)
     forward, backward = rows_native.rows_forward, functools.partial(rows_native.rows_backward, logits, ids, scale, 0.0, c, e, c, e)
-    with pytest.raises(ValueError, match=r"rows_forward: logits must be of stride 1 along the vocabulary, got \(1, 4\); call \.contiguous\(\)"):
+    with pytest.raises(ValueError, match=r"rows_forward: logits must be of stride 1 .*, got \(1, 4\); call \.contiguous\(\)"):
         forward(torch.randn(10, 4).T, ids, scale, 0.0)
     with pytest.raises(ValueError, match=r"rows_forward: logits must be \(rows, V\) with V >= 1, got \(4, 0\)"):
         forward(logits[:, :0], ids, scale, 0.0)
     with pytest.raises(ValueError, match=r"rows_forward: token_ids must be \(4,\) int64, got \(3,\) int64"):
         forward(logits, ids[:3], scale, 0.0)
-    with pytest.raises(TypeError, match=r"rows_forward: scale must be \(4,\) float32, got \(4,\) float64; .*float64 only with float64 logits"):
+    with pytest.raises(TypeError, match=r"rows_forward: scale must be \(4,\) float32, got \(4,\) float64; .* only with float64 logits"):
         forward(logits, ids, scale.double(), 0.0)
     with pytest.raises(ValueError, match=r"rows_backward: out must be \(4, 10\), a row for each row .* got \(3, 10\)"):
         backward(torch.empty(3, 10))

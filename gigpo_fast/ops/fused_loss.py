@@ -16,7 +16,7 @@ from ..objective.policy import PolicyObjective
 from ..plan import order_tokens
 from .clip_twin import score_with_twin, twin_options
 from .gemm import compute_dtype, head_logits
-from .passes import HeadTensors, ScoredRows, backward_chunk, chunk_rows, recompute_backward, score, split
+from .passes import Gradients, HeadTensors, ScoredRows, chunk_rows, recompute_backward, score, split
 from .rows import scores_on_gpu_kernels
 
 
@@ -33,16 +33,23 @@ class FusedLoss:
         # fp16 gradients wait in fp32 until the upstream scalar (a loss scale) has been applied; the others have fp32's range.
         held = dtype if hidden.dtype == torch.float16 else hidden.dtype
         self.d_hidden = torch.zeros_like(hidden, dtype=held) if need[0] else None
-        self.d_weight = torch.zeros_like(head.weight, dtype=dtype, memory_format=torch.contiguous_format) if need[1] else None
-        self.d_bias = torch.zeros_like(head.bias, dtype=dtype) if need[2] else None
+        self.gradients, self.need = Gradients(need), need
         self.loss = hidden.new_zeros((), dtype=dtype)
         self.metrics: list[Tensor] = []
         self.triton = scores_on_gpu_kernels(hidden.device)
         self.twin = twin_options(objective) if self.triton else None
 
-    @property
-    def needs_backward(self) -> bool:
-        return self.d_hidden is not None or self.d_weight is not None or self.d_bias is not None
+    def d_weight(self) -> Tensor | None:
+        """(V, H) compute dtype, zeros if nothing was added; None if not wanted."""
+        if self.need[1] and self.gradients.d_weight is None:
+            self.gradients.d_weight = torch.zeros_like(self.head.weight, dtype=self.loss.dtype, memory_format=torch.contiguous_format)
+        return self.gradients.d_weight
+
+    def d_bias(self) -> Tensor | None:
+        """(V,) compute dtype, zeros if nothing was added; None if not wanted."""
+        if self.need[2] and self.gradients.d_bias is None:
+            self.gradients.d_bias = torch.zeros_like(self.head.bias, dtype=self.loss.dtype)
+        return self.gradients.d_bias
 
     def one_pass(self, start: int, stop: int) -> None:
         """Tokens start .. stop of the plan, complete in themselves: forward and backward from the same logits."""
@@ -61,8 +68,7 @@ class FusedLoss:
             return
         rows = ScoredRows(hidden, token_ids, scale, lse, entropy, c, e)
         rows = ScoredRows(*(tensor[: stop - start] if active is None else tensor.index_select(0, active) for tensor in rows))
-        d_hidden = backward_chunk(logits, rows, self.head, d_weight=self.d_weight, d_bias=self.d_bias, need_d_hidden=self.d_hidden is not None,
-                                  source_rows=active)
+        d_hidden = self.gradients.add_chunk(logits, rows, self.head, active)
         self._store(d_hidden, self.rows[start:stop] if active is None else self.rows[start:stop].index_select(0, active))
 
     def two_passes(self, start: int, stop: int, most: int, budget: int) -> None:
@@ -77,7 +83,7 @@ class FusedLoss:
         parts = (self.token_ids[start:stop], self.scale[start:stop], lse, entropy, c, e)
         parts = tuple(tensor[: stop - start] if active is None else tensor.index_select(0, active) for tensor in parts)
         rows = ScoredRows(self.hidden.index_select(0, places), *parts)
-        d_hidden = recompute_backward(rows, self.head, budget, d_weight=self.d_weight, d_bias=self.d_bias, need_d_hidden=self.d_hidden is not None)
+        d_hidden = recompute_backward(rows, self.head, budget, self.need, d_weight=self.d_weight(), d_bias=self.d_bias())
         self._store(d_hidden, places)
 
     def _evaluate(self, start: int, stop: int, log_probs: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,7 +100,7 @@ class FusedLoss:
 
         Dropping rows before the GEMMs is free for the C++ and torch rows. Triton's would have to wait for the device.
         """
-        if not self.needs_backward:
+        if not any(self.need):
             return None, start
         if self.triton:
             return None, stop

@@ -32,27 +32,31 @@ def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return logits if bias is None else logits.add_(bias)
 
 
-def add_d_hidden(d_logits: Tensor, weight: Tensor, out: Tensor) -> None:
-    """out (n, H) compute dtype += d_logits (n, V) @ weight (V, H)."""
-    if d_logits.dtype == weight.dtype == out.dtype:
-        out.addmm_(d_logits, weight)
-    elif weight.device.type != "cpu":
-        out += _low_precision_mm(d_logits, weight)
-    else:
-        for columns in slabs(weight.shape[0]):
-            out.addmm_(d_logits[:, columns].to(out.dtype), weight[columns].to(out.dtype))
+def d_hidden_of(d_logits: Tensor, weight: Tensor) -> Tensor:
+    """(n, H) compute dtype: d_logits (n, V) @ weight (V, H)."""
+    dtype = compute_dtype(weight.dtype)
+    if d_logits.dtype == weight.dtype == dtype:
+        return torch.mm(d_logits, weight)
+    if weight.device.type != "cpu":
+        return _low_precision_mm(d_logits, weight)
+    total = weight.new_zeros((d_logits.shape[0], weight.shape[1]), dtype=dtype)
+    for columns in slabs(weight.shape[0]):
+        total.addmm_(d_logits[:, columns].to(dtype), weight[columns].to(dtype))
+    return total
 
 
-def add_d_weight(d_logits: Tensor, hidden: Tensor, out: Tensor, *, factor: Tensor | None = None) -> None:
-    """out (V, H) compute dtype += factor * d_logits (n, V).T @ hidden (n, H)."""
-    if d_logits.dtype == hidden.dtype == out.dtype and factor is None:
-        out.addmm_(d_logits.t(), hidden)
-        return
-    if hidden.device.type == "cpu" or d_logits.dtype == out.dtype:
-        product = torch.mm(d_logits.t().to(out.dtype), hidden.to(out.dtype))
+def add_d_weight(total: Tensor | None, d_logits: Tensor, hidden: Tensor, factor: Tensor | None) -> Tensor:
+    """(V, H) compute dtype: total + factor * d_logits (n, V).T @ hidden (n, H), in place; total None counts 0 and is never filled."""
+    dtype = compute_dtype(hidden.dtype)
+    if hidden.device.type == "cpu" or d_logits.dtype == dtype:
+        d_logits, hidden = d_logits.to(dtype), hidden.to(dtype)
+        if total is not None and factor is None:
+            return total.addmm_(d_logits.t(), hidden)
+        product = torch.mm(d_logits.t(), hidden)
     else:
         product = _low_precision_mm(d_logits.t(), hidden)
-    out += product if factor is None else product.mul_(factor)
+    product = product if factor is None else product.mul_(factor)
+    return product if total is None else total.add_(product)
 
 
 def slabs(columns: int) -> list[slice]:

@@ -47,8 +47,8 @@ def linear_policy_loss(
             structure, numbers, need, budget,
         )
     held = fused.d_hidden.dtype if fused.d_hidden is not None else _held(weight)
-    d_weight = None if fused.d_weight is None else fused.d_weight.to(_held(weight))
-    d_bias = None if fused.d_bias is None else fused.d_bias.to(_held(bias))
+    d_weight = fused.d_weight().to(_held(weight)) if need[1] else None
+    d_bias = fused.d_bias().to(_held(bias)) if need[2] else None
     empty = lambda value: hidden.new_empty(0, dtype=held) if value is None else value  # noqa: E731
     return fused.loss.clone(), fused.metrics[0].clone(), empty(fused.d_hidden), empty(d_weight), empty(d_bias)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from .gemm import SLAB_COLUMNS, add_d_hidden, add_d_weight, compute_dtype, head_logits
+from .gemm import SLAB_COLUMNS, add_d_weight, compute_dtype, d_hidden_of, head_logits
 from .rows import rows_for
 
 MINIMUM_ROWS = 16
@@ -91,9 +91,26 @@ def d_logits_of(logits: Tensor, rows: ScoredRows, tanh_in: float, operand: torch
     return out, factor
 
 
-def recompute_backward(
-    rows: ScoredRows, head: HeadTensors, budget: int, *, d_weight: Tensor | None, d_bias: Tensor | None, need_d_hidden: bool
-) -> Tensor | None:
+class Gradients:
+    """Gradients of a head as they grow over chunks, in the compute dtype; None where not wanted, or where nothing was added yet."""
+
+    def __init__(self, need: list[bool]) -> None:
+        self.need_d_hidden, self.need_d_weight, self.need_d_bias = need
+        self.d_weight: Tensor | None = None  # (V, H)
+        self.d_bias: Tensor | None = None  # (V,)
+
+    def add_chunk(self, logits: Tensor, rows: ScoredRows, head: HeadTensors, source_rows: Tensor | None) -> Tensor | None:
+        """Add a chunk whose logits are at hand; its d_hidden (m, H) is returned."""
+        d_logits, factor = d_logits_of(logits, rows, head.tanh_in, _operand(head.weight), source_rows)
+        if self.need_d_weight:
+            self.d_weight = add_d_weight(self.d_weight, d_logits, rows.hidden, factor)
+        if self.need_d_bias:
+            d_bias = _scaled(d_logits.sum(0, dtype=compute_dtype(head.weight.dtype)), factor)
+            self.d_bias = d_bias if self.d_bias is None else self.d_bias.add_(d_bias)
+        return _scaled(d_hidden_of(d_logits, head.weight), factor) if self.need_d_hidden else None
+
+
+def recompute_backward(rows: ScoredRows, head: HeadTensors, budget: int, need: list[bool], *, d_weight: Tensor | None, d_bias: Tensor | None) -> Tensor | None:
     """Gradients for any coefficients by recomputing the logits, vocabulary outermost.
 
     Each slab of d_weight is summed in the compute dtype and rounded once into `d_weight` (added to what is there);
@@ -101,56 +118,29 @@ def recompute_backward(
     """
     m, vocabulary = rows.hidden.shape[0], head.weight.shape[0]
     dtype = compute_dtype(head.weight.dtype)
-    operand = dtype if rows.hidden.device.type == "cpu" else head.weight.dtype
-    d_hidden = rows.hidden.new_zeros(rows.hidden.shape, dtype=dtype) if need_d_hidden else None
-    per_entry = 4 + (0 if operand == dtype else operand.itemsize)
+    d_hidden = rows.hidden.new_zeros(rows.hidden.shape, dtype=dtype) if need[0] else None
+    operand = _operand(head.weight)
+    per_entry = dtype.itemsize + (0 if operand == dtype else operand.itemsize)
     width = min(vocabulary, max(_MINIMUM_COLUMNS, budget // max(1, m * per_entry)))
     height = max(MINIMUM_ROWS, budget // (width * per_entry))
     for left, right in split(0, vocabulary, width):
-        piece = head.columns(slice(left, right))
-        slab = None if d_weight is None else torch.zeros_like(piece.weight, dtype=dtype)
+        piece, slab = head.columns(slice(left, right)), Gradients(need)
         for top, bottom in split(0, m, height):
             block = ScoredRows(*(tensor[top:bottom] for tensor in rows))
             logits = head_logits(block.hidden, piece.weight, piece.bias)
-            block = block._replace(token_ids=block.token_ids - left)
-            d_logits, factor = d_logits_of(logits, block, head.tanh_in, operand, None)
-            if d_hidden is not None:
-                _scaled_add_d_hidden(d_logits, piece.weight, d_hidden[top:bottom], factor)
-            if slab is not None:
-                add_d_weight(d_logits, block.hidden, slab, factor=factor)
-            if d_bias is not None:
-                d_bias[left:right] += _scaled(d_logits.sum(0, dtype=dtype), factor)
-        if slab is not None:
-            d_weight[left:right] += slab.to(d_weight.dtype)
+            part = slab.add_chunk(logits, block._replace(token_ids=block.token_ids - left), piece, None)
+            if part is not None:
+                d_hidden[top:bottom] += part
+        if slab.d_weight is not None:
+            d_weight[left:right] += slab.d_weight.to(d_weight.dtype)
+        if slab.d_bias is not None:
+            d_bias[left:right] += slab.d_bias.to(d_bias.dtype)
     return d_hidden
 
 
-def backward_chunk(
-    logits: Tensor, rows: ScoredRows, head: HeadTensors, *, d_weight: Tensor | None, d_bias: Tensor | None, need_d_hidden: bool,
-    source_rows: Tensor | None,
-) -> Tensor | None:
-    """Gradients of one chunk whose logits are at hand; d_hidden (m, H) in the compute dtype is returned."""
-    dtype = compute_dtype(head.weight.dtype)
-    operand = dtype if logits.device.type == "cpu" else head.weight.dtype
-    d_logits, factor = d_logits_of(logits, rows, head.tanh_in, operand, source_rows)
-    d_hidden = None
-    if need_d_hidden:
-        d_hidden = rows.hidden.new_zeros(rows.hidden.shape, dtype=dtype)
-        _scaled_add_d_hidden(d_logits, head.weight, d_hidden, factor)
-    if d_weight is not None:
-        add_d_weight(d_logits, rows.hidden, d_weight, factor=factor)
-    if d_bias is not None:
-        d_bias += _scaled(d_logits.sum(0, dtype=dtype), factor)
-    return d_hidden
-
-
-def _scaled_add_d_hidden(d_logits: Tensor, weight: Tensor, out: Tensor, factor: Tensor | None) -> None:
-    if factor is None:
-        add_d_hidden(d_logits, weight, out)
-        return
-    product = torch.zeros_like(out)
-    add_d_hidden(d_logits, weight, product)
-    out += product.mul_(factor)
+def _operand(weight: Tensor) -> torch.dtype:
+    """The dtype of dlogits as a GEMM operand: what the weight has, but nothing low on a CPU."""
+    return compute_dtype(weight.dtype) if weight.device.type == "cpu" else weight.dtype
 
 
 def _scaled(value: Tensor, factor: Tensor | None) -> Tensor:

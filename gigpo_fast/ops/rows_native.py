@@ -26,8 +26,9 @@ def rows_forward(
         log_p = torch.log_softmax(z, 1)
         log_p.gather(1, token_ids[:, None])[:, 0], torch.logsumexp(z, 1), -(log_p.exp() * log_p).nan_to_num(0).sum(1)
 
-    Logits of -inf have probability 0; a row of only -inf, a NaN or (without softcap) a +inf in a row give NaN. Arithmetic is float32 (float64 for
-    float64), sums are carried in float64 between blocks of 2048 columns. Raises ValueError or TypeError for a wrong shape, dtype or device.
+    Logits of -inf have probability 0; a row of only -inf, a NaN or (without softcap) a +inf in a row give NaN. Arithmetic is float32
+    (float64 for float64), sums are carried in float64 between blocks of 2048 columns. Raises ValueError or TypeError for a wrong shape,
+    dtype or device.
     """
     name = "rows_forward"
     n = _matrix(name, "logits", logits).shape[0]
@@ -54,8 +55,9 @@ def rows_backward(
         dz = c[:, None] * (one_hot(token_ids) - p) - e[:, None] * p * (z - lse[:, None] + entropy[:, None])
         out = dz * scale[:, None] * (tanh_in * (1 - tanh(tanh_in * logits) ** 2) if tanh_in else 1)
 
-    The target entry uses -c expm1(z - lse). Rows with c = e = 0 give exact zeros whatever their logits hold. In place is legal, also while rows are
-    compacted: row i is written after every row up to source_rows[i] has been read. Other overlaps of `out` and `logits` raise RuntimeError.
+    The target entry uses -c expm1(z - lse). Rows with c = e = 0 give exact zeros whatever their logits hold. In place is legal, also while
+    rows are compacted: row i is written only after the rows up to i have been read. Other overlaps of `out` and `logits` raise
+    RuntimeError.
     """
     name = "rows_backward"
     n, vocabulary = _matrix(name, "logits", logits).shape

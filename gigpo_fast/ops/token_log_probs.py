@@ -94,7 +94,7 @@ def _linear_backward(
     d_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format) if need[1] else None
     d_bias = torch.zeros_like(bias, dtype=compute_dtype(bias.dtype)) if need[2] else None
     with torch.autocast(hidden.device.type, enabled=False):
-        found = recompute_backward(rows, HeadTensors(weight, bias, tanh_in), budget, d_weight=d_weight, d_bias=d_bias, need_d_hidden=need[0])
+        found = recompute_backward(rows, HeadTensors(weight, bias, tanh_in), budget, need, d_weight=d_weight, d_bias=d_bias)
     empty = hidden.new_empty(0)
     d_hidden = empty
     if need[0]:

@@ -102,7 +102,7 @@ def _log_probs(
     if "bias" in leaves:
         logits = logits + leaves["bias"].to(precision)
     if rounded is not None:
-        logits = _RoundGradient.apply(logits, rounded)
+        logits = RoundGradient.apply(logits, rounded)
     found = token_log_probs(
         logits, batch.token_ids[batch.mask], temperature=batch.temperature, logit_scale=batch.logit_scale, softcap=batch.softcap
     )
@@ -110,7 +110,7 @@ def _log_probs(
     return log_probs, entropy
 
 
-class _RoundGradient(torch.autograd.Function):
+class RoundGradient(torch.autograd.Function):
     """The identity, whose gradient is rounded once to a low precision, with fp32's range."""
 
     @staticmethod
