@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .objective.aggregation import Aggregation
+from .objective.aggregation import Aggregation, TokenSum
 from .sequences import sequences_of
 
 
@@ -36,9 +36,7 @@ def global_denominator(
     checks.mask("global_denominator", mask, tuple(mask.shape), mask.device)
     sequences = sequences_of("global_denominator", mask, sequence_ids, needed=aggregation.needs_sequences)
     total = aggregation.count(mask, sequences).to(torch.float64)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        from .objective.aggregation import TokenSum
-
-        if not isinstance(aggregation, TokenSum):  # its count is 1 however many ranks there are
-            torch.distributed.all_reduce(total, group=process_group)
+    shared = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if shared and not isinstance(aggregation, TokenSum):  # the sum's denominator is 1 however many ranks there are
+        torch.distributed.all_reduce(total, group=process_group)
     return Denominator(total, None if sequences is None else sequences.lengths)
