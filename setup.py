@@ -81,11 +81,7 @@ def cpu_extension() -> list:
     from torch.utils.cpp_extension import CppExtension
 
     sources = sorted(glob.glob("csrc/*_cpu.cpp"))
-    return [
-        CppExtension(
-            "gigpo_fast._C", sources, depends=HEADERS, py_limited_api=True, extra_compile_args={"cxx": CXX_FLAGS}, extra_link_args=LINK_FLAGS
-        )
-    ] if sources else []
+    return [_extension(CppExtension, "gigpo_fast._C", sources, {"cxx": CXX_FLAGS})] if sources else []
 
 
 def cuda_extension() -> list:
@@ -93,9 +89,11 @@ def cuda_extension() -> list:
 
     sources = sorted(glob.glob("csrc/*_cuda.cu"))
     flags = {"cxx": CXX_FLAGS, "nvcc": ["-O3", "-std=c++17", *DEFINES, "-DUSE_CUDA", *CUDA_ARCHITECTURES]}
-    return [
-        CUDAExtension("gigpo_fast._cuda", sources, depends=HEADERS, py_limited_api=True, extra_compile_args=flags, extra_link_args=LINK_FLAGS)
-    ] if sources else []
+    return [_extension(CUDAExtension, "gigpo_fast._cuda", sources, flags)] if sources else []
+
+
+def _extension(kind, name: str, sources: list, flags: dict):
+    return kind(name, sources, depends=HEADERS, py_limited_api=True, extra_compile_args=flags, extra_link_args=LINK_FLAGS)
 
 
 os.chdir(os.path.dirname(os.path.abspath(__file__)))

@@ -150,7 +150,8 @@ std::vector<State> group_by_sorting(const std::vector<Row>& rows, const std::vec
 }
 
 void hash_rows(
-    const std::vector<Row>& rows, i64 begin, i64 end, const Options& options, const u64* key, bool shared, std::vector<Fingerprint>& prints) {
+    const std::vector<Row>& rows, i64 begin, i64 end, const Options& options, const u64* key, bool shared,
+    std::vector<Fingerprint>& prints) {
   const auto hash = [&](i64 from, i64 to) {
     for (i64 i = from; i < to; ++i) {
       if (i + kAhead < to) {

@@ -38,9 +38,11 @@ constexpr i64 kStripe = 64;         // bytes that the eight accumulators take at
 constexpr i64 kStripesPerBlock = 16;
 constexpr i64 kLongerThan = 240;    // longer states go through the accumulators
 constexpr i64 kSecretBytes = 192;
-constexpr i64 kPrefetch = 512;      // bytes that a host asks for ahead of reading them
 constexpr i64 kKeyWords = 48;       // the secret changed by the seed (24 words), then the secret as published (24 words)
 constexpr i64 kProbes = 128;        // slots looked at before a table gives up
+#if !defined(__CUDACC__)
+constexpr i64 kPrefetch = 512;      // bytes that a host asks for ahead of reading them
+#endif
 
 constexpr u32 kPrime32A = 0x9E3779B1u, kPrime32B = 0x85EBCA77u, kPrime32C = 0xC2B2AE3Du;
 constexpr u64 kPrimeA = 0x9E3779B185EBCA87ull, kPrimeB = 0xC2B2AE3D27D4EB4Full, kPrimeC = 0x165667B19E3779F9ull;

@@ -94,7 +94,7 @@ def run(*, selftest: bool = False, as_json: bool = False, native_only: bool = Fa
     else:
         print(f"self-test: {len(results) - wrong} of {len(results)} agree, {time.perf_counter() - started:.0f} s")
         if wrong:
-            print("A wrong result is a fault of this package or of a compiler. Run with GIGPO_FAST_BACKEND=torch, and report it with these lines.")
+            print("Something here computes wrongly: this package or a compiler. Run with GIGPO_FAST_BACKEND=torch, and report these lines.")
     return int(wrong > 0)
 
 

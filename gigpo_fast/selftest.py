@@ -121,9 +121,8 @@ def _linear_reference(given: Outputs) -> tuple[Tensor, Tensor]:
 
 def _fused_loss(given: Outputs) -> Outputs:
     head = logprob.Head(given["weight"], given["bias"], **HEAD)
-    output = loss.linear_grpo_loss(
-        given["hidden"], head, given["token_ids"], given["advantages"], given["mask"], old_log_probs=given["old_log_probs"], temperature=TEMPERATURE
-    )
+    operands = (given["hidden"], head, given["token_ids"], given["advantages"], given["mask"])
+    output = loss.linear_grpo_loss(*operands, old_log_probs=given["old_log_probs"], temperature=TEMPERATURE)
     # Terms of both signs cancel in a loss, so its value is left to `testing`, which knows their size.
     return _with_gradients({"loss": output.loss}, given, "hidden", "weight", "bias", keep=False)
 
@@ -155,7 +154,7 @@ def _compare(operation: Operation, dtype: torch.dtype, device: torch.device) -> 
     return _share(judged("selftest", comparisons))
 
 
-def _loss(function: Callable, blocks: objective.PolicyObjective, linear: bool, dtypes: tuple[torch.dtype, ...], device: torch.device) -> str:
+def _loss(function: Callable, blocks: objective.PolicyObjective, linear: bool, dtypes: tuple, device: torch.device) -> str:
     bound = functools.partial(function, objective=blocks)
     return _share(testing.check_loss(bound, objective=blocks, linear=linear, dtypes=dtypes, device=device))
 
@@ -182,7 +181,7 @@ def _grouping(device: torch.device) -> str:
     states = [(numbers.to(device), (numbers % 3).to(device))] + ([(texts, labels)] if device.type == "cpu" else [])
     for mine, group in states:
         found = anchor.group_states(mine, group)
-        assert all(torch.equal(ours.cpu(), theirs) for ours, theirs in zip(found, wanted)), "the groups are not those of a Python dictionary"
+        assert all(torch.equal(ours.cpu(), theirs) for ours, theirs in zip(found, wanted)), "not the groups of a Python dictionary"
     return "equal"
 
 
@@ -195,7 +194,8 @@ def _with_gradients(outputs: Outputs, given: Outputs, *names: str, keep: bool = 
 
 
 def _leaves(given: Outputs, dtype: torch.dtype) -> Outputs:
-    return {name: value.to(dtype, copy=True).requires_grad_(name in LEAVES) if value.is_floating_point() else value for name, value in given.items()}
+    floats = {name: value.to(dtype, copy=True).requires_grad_(name in LEAVES) for name, value in given.items() if value.is_floating_point()}
+    return given | floats
 
 
 def _paths(device: torch.device) -> list[str]:

@@ -43,12 +43,12 @@ def surrogate(log_prob, old, A, lower, upper, dual, ceiling, log_ratio_low, log_
     r = tl.exp(log_ratio)
     r_capped, capped = clamp(r, float("-inf"), ceiling)
     slope = tl.where(clamped | capped, 0.0, -A * r)  # d(-A r)/d log_prob
-    r_clipped, out_of_range = clamp(r_capped, lower, upper)
+    r_clipped, _ = clamp(r_capped, lower, upper)
 
     plain, clipped = -A * r_capped, -A * r_clipped
-    clip_wins = clipped > plain  # on a tie within the range both are one function; NaN keeps `plain`, which is NaN too
+    clip_wins = clipped > plain  # so r is out of range; within it both are one function. NaN keeps `plain`, which is NaN too
     loss = tl.where(clip_wins, clipped, plain)
-    slope = tl.where(clip_wins & out_of_range, 0.0, slope)
+    slope = tl.where(clip_wins, 0.0, slope)
 
     worst = -dual * A
     dual_wins = (A < 0.0) & (loss > worst)
@@ -87,7 +87,7 @@ def clip_token(
         kl, kl_slope = k3(log_prob, ref, kl_input_clip, kl_output_clip)
         loss += kl_coefficient * kl
         slope += kl_coefficient * kl_slope
-    loss -= tl.where(entropy_coefficient == 0.0, 0.0, entropy_coefficient * H)
+    loss -= entropy_coefficient * H
 
     counts = weight != 0.0  # a weight of 0 hides whatever the row holds
     loss = tl.where(counts, weight * loss, 0.0)

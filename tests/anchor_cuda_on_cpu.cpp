@@ -130,7 +130,9 @@ extern "C" void run_kernels(
   const Arguments given = {settings, data, starts, lengths, group, fingerprints, table, first_row, slot_of_row, gave_up};
   for (bool enter : {false, true}) {
     std::vector<std::thread> threads;
-    for (int block = 0; block < blocks; ++block) threads.emplace_back(run_block, unsigned(block), unsigned(blocks), std::cref(given), enter);
+    for (int block = 0; block < blocks; ++block) {
+      threads.emplace_back(run_block, unsigned(block), unsigned(blocks), std::cref(given), enter);
+    }
     for (std::thread& thread : threads) thread.join();
   }
 }

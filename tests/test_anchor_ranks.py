@@ -10,31 +10,43 @@ from gigpo_fast import anchor
 STATES = ["hall", "cellar", "hall", b"hall", "\ud800", 1, True, None, "hall", "cellar", (1, "x"), (1, "x")]
 GROUP = ["a", "a", "b", "a", 7, 7, 7, "a", "a", "b", "c", "c"]
 VALID = [True, True, True, True, True, True, True, False, True, True, True, True]
-SPLITS = {2: [0, 5, 12], 3: [0, 1, 1, 12]}  # the second of three ranks has no row
+RANKS = 3
+SPLITS = {3: [0, 1, 1, 12], 2: [0, 5, 12]}  # rows of each rank; the second of three ranks has none
 
 
-def _rank(rank: int, ranks: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
-    begin, end = SPLITS[ranks][rank : rank + 2]
-    here = slice(begin, end)
-    numbers, offsets = _numbers(), torch.arange(end - begin + 1) * 2
-    answers = [
-        anchor.group_states(STATES[here], GROUP[here], valid=VALID[here], process_group=dist.group.WORLD),
-        anchor.group_states(numbers[here], process_group=dist.group.WORLD),
-        anchor.group_states((numbers[here].reshape(-1), offsets), torch.tensor([0] * 12)[here], process_group=dist.group.WORLD),
-    ]
-    torch.save(answers, f"{folder}/{rank}.pt")
+def _rank(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
+    groups = {3: dist.group.WORLD, 2: dist.new_group([0, 1])}
+    for ranks, process_group in groups.items():
+        if rank < ranks:
+            torch.save(_answers(SPLITS[ranks][rank : rank + 2], process_group), f"{folder}/{ranks}_{rank}.pt")
     dist.destroy_process_group()
+
+
+def _answers(split: list[int], process_group) -> list:
+    here, numbers = slice(*split), _numbers()
+    offsets = torch.arange(split[1] - split[0] + 1) * 2
+    return [
+        anchor.group_states(STATES[here], GROUP[here], valid=VALID[here], process_group=process_group),
+        anchor.group_states(numbers[here], process_group=process_group),
+        anchor.group_states((numbers[here].reshape(-1), offsets), torch.tensor([0] * 12)[here], process_group=process_group),
+    ]
 
 
 def _numbers() -> torch.Tensor:
     return torch.tensor([[n % 3, n % 2] for n in range(12)])
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_ids_do_not_depend_on_the_number_of_ranks(tmp_path, ranks):
-    mp.spawn(_rank, (ranks, str(tmp_path)), nprocs=ranks)
-    answers = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("ranks")
+    mp.spawn(_rank, (str(path),), nprocs=RANKS)
+    return path
+
+
+@pytest.mark.parametrize("ranks", SPLITS)
+def test_ids_do_not_depend_on_the_number_of_ranks(folder, ranks):
+    answers = [torch.load(folder / f"{ranks}_{rank}.pt", weights_only=False) for rank in range(ranks)]
     whole = [anchor.group_states(STATES, GROUP, valid=VALID), anchor.group_states(_numbers()), anchor.group_states(_numbers())]
     for case, expected in enumerate(whole):
         assert torch.equal(torch.cat([answer[case].ids for answer in answers]), expected.ids)

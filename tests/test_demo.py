@@ -187,7 +187,7 @@ def _batch(agent):
 
 
 def test_it_learns(agent):
-    """A run that is shorter than the demo's. By then each of five seeds was above one half; an untrained policy is below 0.1."""
+    """A run that is shorter than the demo's. By then the slowest of five seeds was near one half; an untrained policy is below 0.1."""
     settings = agent.train.Settings("gigpo", seed=4, updates=110)
     (run,) = agent.parallel.train_all([settings], processes=1)
     assert summary.smooth(run["success"])[9] < 0.15

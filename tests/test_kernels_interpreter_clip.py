@@ -67,7 +67,7 @@ def batch(dtype=torch.float64):
     n = len(A)
     logits, ids, scale = 2 * torch.randn(n, 5, dtype=torch.float64), torch.randint(5, (n,)), torch.full((n,), 0.75, dtype=torch.float64)
     lp = plain_rows(logits, ids, scale, 0.0)[0]
-    ref = lp + torch.tensor([-9.0, -0.6, 0.0, 0.3, 9.0], dtype=torch.float64).repeat(6)[:n]
+    ref = lp + torch.tensor([-9.0, -0.3, 0.0, 3.0, 9.0], dtype=torch.float64).repeat(6)[:n]
     w = torch.rand(n, dtype=torch.float64) + 0.1
     return [value.to(dtype) if value.is_floating_point() else value for value in (logits, ids, scale, A, lp - log_ratio, ref, w)]
 

@@ -23,10 +23,11 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def _python(code: str, *, cwd: pathlib.Path = ROOT, paths: tuple = (), timeout: int = 240, **environment: str) -> subprocess.CompletedProcess:
+def _python(code: str, *, cwd: pathlib.Path = ROOT, paths: tuple = (), **environment: str) -> subprocess.CompletedProcess:
     """Run code in a fresh interpreter whose module path is `paths`, then this environment."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), **environment}
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False)
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=240, check=False)
 
 
 def _build(folder: pathlib.Path, what: str, ext: str) -> pathlib.Path:
@@ -90,7 +91,8 @@ def test_pure_wheel(pure_wheel):
 def test_wheel_holds_every_module(pure_wheel):
     names = set(_names(pure_wheel))
     sources = [path for path in (ROOT / "gigpo_fast").rglob("*.py") if "kernels" not in path.parts and "__pycache__" not in path.parts]
-    wanted = {path.relative_to(ROOT).as_posix() for path in sources} | {f"gigpo_fast/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
+    wanted = {path.relative_to(ROOT).as_posix() for path in sources}
+    wanted |= {f"gigpo_fast/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
     assert wanted <= names, f"missing from the wheel: {sorted(wanted - names)}"
     assert len([name for name in names if name.startswith("gigpo_fast/kernels/")]) >= 2
     assert {"gigpo_fast/py.typed", "gigpo_fast/csrc/anchor_cuda.cu", "gigpo_fast/csrc/anchor_hash.h"} <= names
@@ -134,6 +136,9 @@ def test_sdist_holds_the_native_sources(tmp_path):
     assert len(wanted) >= 4 and wanted <= names, f"missing from the sdist: {sorted(wanted - names)}"
 
 
+RUN_SETUP = "import runpy, sys; sys.argv = ['setup.py', '--version']; runpy.run_path('setup.py')"
+
+
 @pytest.mark.parametrize(
     "environment, message",
     [
@@ -142,13 +147,13 @@ def test_sdist_holds_the_native_sources(tmp_path):
     ],
 )
 def test_a_native_library_that_was_asked_for_is_not_left_out(environment, message):
-    ran = _python("import runpy, sys; sys.argv = ['setup.py', '--version']; runpy.run_path('setup.py')", **environment)
+    ran = _python(RUN_SETUP, **environment)
     assert ran.returncode != 0
     assert message in ran.stderr
 
 
 def test_auto_without_a_compiler_says_why():
-    ran = _python("import runpy, sys; sys.argv = ['setup.py', '--version']; runpy.run_path('setup.py')", GIGPO_EXT="auto", CXX="no-such-compiler")
+    ran = _python(RUN_SETUP, GIGPO_EXT="auto", CXX="no-such-compiler")
     assert ran.returncode == 0, ran.stderr
     assert "building without the cpu library: no C++ compiler ('no-such-compiler' is not on PATH)" in ran.stderr
 
@@ -217,7 +222,8 @@ def test_import_is_cheap_and_does_nothing():
     assert ran.returncode == 0, ran.stderr
     times = [float(ran.stdout.split()[-1])]
     while min(times) >= 50 and len(times) < 5:  # a loaded machine can only make it look slower, so the best of a few counts
-        times.append(float(_python("import torch, time; s = time.perf_counter(); import gigpo_fast; print(1000 * (time.perf_counter() - s))").stdout))
+        again = _python("import torch, time; start = time.perf_counter(); import gigpo_fast; print(1000 * (time.perf_counter() - start))")
+        times.append(float(again.stdout))
     assert min(times) < 50, f"import gigpo_fast adds {min(times):.0f} ms to torch's own import"
 
 

@@ -79,7 +79,7 @@ def read(states: Any, valid: Tensor | None) -> "Objects | Packed":
 
 
 def _read_list(states: list | tuple, valid: list[bool] | None) -> "Objects | Packed":
-    items = list(states if valid is None else itertools.compress(states, valid))
+    items = states if valid is None and isinstance(states, list) else list(states if valid is None else itertools.compress(states, valid))
     types = set(map(type, items))
     if all(issubclass(kind, (str, bytes)) for kind in types):
         return Objects(items)

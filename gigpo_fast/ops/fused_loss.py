@@ -15,7 +15,7 @@ from ..objective.differentiate import Differentiated, differentiate, objective_f
 from ..objective.policy import PolicyObjective
 from ..plan import order_tokens
 from .clip_twin import score_with_twin, twin_options
-from .gemm import compute_dtype, head_logits
+from .gemm import compute_dtype, head_logits, logits_buffer
 from .passes import Gradients, HeadTensors, ScoredRows, chunk_rows, recompute_backward, score, split
 from .rows import scores_on_gpu_kernels
 
@@ -25,7 +25,7 @@ class FusedLoss:
 
     def __init__(
         self, objective: PolicyObjective, hidden: Tensor, head: HeadTensors, tokens: TokenBatch, token_ids: Tensor, scale: Tensor,
-        rows: Tensor, n_backward: int, denominator: Tensor, need: list[bool],
+        rows: Tensor, n_backward: int, denominator: Tensor, need: list[bool], most: int,
     ) -> None:
         self.objective, self.hidden, self.head, self.denominator = objective, hidden, head, denominator
         self.tokens, self.token_ids, self.scale, self.rows, self.n_backward = tokens, token_ids, scale, rows, n_backward
@@ -34,6 +34,7 @@ class FusedLoss:
         held = dtype if hidden.dtype == torch.float16 else hidden.dtype
         self.d_hidden = torch.zeros_like(hidden, dtype=held) if need[0] else None
         self.gradients, self.need = Gradients(need), need
+        self.buffer = logits_buffer(min(most, rows.shape[0]), head.weight)
         self.loss = hidden.new_zeros((), dtype=dtype)
         self.metrics: list[Tensor] = []
         self.triton = scores_on_gpu_kernels(hidden.device)
@@ -56,10 +57,10 @@ class FusedLoss:
         hidden = self.hidden.index_select(0, self.rows[start:stop])
         token_ids, scale = self.token_ids[start:stop], self.scale[start:stop]
         if self.twin is None:
-            logits, log_probs, lse, entropy = score(hidden, token_ids, scale, self.head)
+            logits, log_probs, lse, entropy = score(hidden, token_ids, scale, self.head, self.buffer)
             c, e = self._evaluate(start, stop, log_probs, entropy)
         else:
-            logits = head_logits(hidden, self.head.weight, self.head.bias)
+            logits = head_logits(hidden, self.head.weight, self.head.bias, self.buffer)
             batch = self.tokens.take(slice(start, stop))
             lse, entropy, result = score_with_twin(self.objective, self.twin, logits, token_ids, scale, self.head.tanh_in, batch, self.denominator)
             c, e = self._record(result)
@@ -73,7 +74,10 @@ class FusedLoss:
 
     def two_passes(self, start: int, stop: int, most: int, budget: int) -> None:
         """Tokens that need each other and do not fit into one chunk: score all, evaluate, recompute."""
-        scored = [score(self.hidden.index_select(0, self.rows[a:b]), self.token_ids[a:b], self.scale[a:b], self.head)[1:] for a, b in split(start, stop, most)]
+        scored = [
+            score(self.hidden.index_select(0, self.rows[a:b]), self.token_ids[a:b], self.scale[a:b], self.head, self.buffer)[1:]
+            for a, b in split(start, stop, most)
+        ]
         log_probs, lse, entropy = (torch.cat(parts) for parts in zip(*scored))
         c, e = self._evaluate(start, stop, log_probs, entropy)
         active, stop = self._active(c, e, start, min(stop, self.n_backward))
@@ -120,9 +124,9 @@ def run(
     objective = objective_from(structure, tuple(numbers.tolist()))
     if rows is None:
         rows, n_backward, boundaries = order_tokens(mask, tokens.advantages, tokens.sequences, objective)
-    fused = FusedLoss(objective, hidden, head, _in_plan_order(tokens, rows), token_ids.index_select(0, rows), scale.index_select(0, rows),
-                      rows, n_backward, denominator, need)
     most = chunk_rows("linear_policy_loss", head.weight, budget)
+    fused = FusedLoss(objective, hidden, head, _in_plan_order(tokens, rows), token_ids.index_select(0, rows), scale.index_select(0, rows),
+                      rows, n_backward, denominator, need, most)
     for start, stop in _one_pass_chunks(objective, rows.shape[0], n_backward, boundaries, most):
         fused.one_pass(start, stop)
     for start, stop in _two_pass_ranges(objective, rows.shape[0], boundaries, most):

@@ -17,18 +17,24 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(n, V) compute dtype: hidden (n, H) @ weight (V, H).T + bias (V,)."""
+def logits_buffer(rows: int, weight: Tensor) -> Tensor | None:
+    """(rows, V) memory that all chunks of a call share on a CPU, where fresh memory costs page faults; None on a GPU, whose allocator keeps it."""
+    return weight.new_empty((rows, weight.shape[0]), dtype=compute_dtype(weight.dtype)) if weight.device.type == "cpu" else None
+
+
+def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor | None = None) -> Tensor:
+    """(n, V) compute dtype: hidden (n, H) @ weight (V, H).T + bias (V,), in the first rows of `buffer` if there is one."""
     dtype = compute_dtype(weight.dtype)
-    if weight.dtype == dtype:
-        return torch.mm(hidden, weight.t()) if bias is None else torch.addmm(bias, hidden, weight.t())
     if weight.device.type != "cpu":
-        logits = _low_precision_mm(hidden, weight.t())
-    else:
-        logits = hidden.new_empty((hidden.shape[0], weight.shape[0]), dtype=dtype)
-        hidden = hidden.to(dtype)
-        for columns in slabs(weight.shape[0]):
-            torch.mm(hidden, weight[columns].to(dtype).t(), out=logits[:, columns])
+        logits = torch.mm(hidden, weight.t()) if weight.dtype == dtype else _low_precision_mm(hidden, weight.t())
+        return logits if bias is None else logits.add_(bias)
+    shape = hidden.shape[0], weight.shape[0]
+    logits = hidden.new_empty(shape, dtype=dtype) if buffer is None else buffer[: shape[0], : shape[1]]
+    if weight.dtype == dtype:
+        return torch.mm(hidden, weight.t(), out=logits) if bias is None else torch.addmm(bias, hidden, weight.t(), out=logits)
+    hidden = hidden.to(dtype)
+    for columns in slabs(weight.shape[0]):
+        torch.mm(hidden, weight[columns].to(dtype).t(), out=logits[:, columns])
     return logits if bias is None else logits.add_(bias)
 
 

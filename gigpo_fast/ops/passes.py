@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from .gemm import SLAB_COLUMNS, add_d_weight, compute_dtype, d_hidden_of, head_logits
+from .gemm import SLAB_COLUMNS, add_d_weight, compute_dtype, d_hidden_of, head_logits, logits_buffer
 from .rows import rows_for
 
 MINIMUM_ROWS = 16
@@ -64,9 +64,9 @@ def split(start: int, stop: int, most: int) -> list[tuple[int, int]]:
     return [(at, min(at + size, stop)) for at in range(start, stop, size)] if stop > start else []
 
 
-def score(hidden: Tensor, token_ids: Tensor, scale: Tensor, head: HeadTensors) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(logits (m, V), log_probs (m,), lse (m,), entropy (m,)) of one chunk."""
-    logits = head_logits(hidden, head.weight, head.bias)
+def score(hidden: Tensor, token_ids: Tensor, scale: Tensor, head: HeadTensors, buffer: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(logits (m, V), log_probs (m,), lse (m,), entropy (m,)) of one chunk; the logits live in `buffer` until the next chunk."""
+    logits = head_logits(hidden, head.weight, head.bias, buffer)
     return logits, *rows_for(hidden.device).rows_forward(logits, token_ids, scale, head.tanh_in)
 
 
@@ -123,11 +123,12 @@ def recompute_backward(rows: ScoredRows, head: HeadTensors, budget: int, need: l
     per_entry = dtype.itemsize + (0 if operand == dtype else operand.itemsize)
     width = min(vocabulary, max(_MINIMUM_COLUMNS, budget // max(1, m * per_entry)))
     height = max(MINIMUM_ROWS, budget // (width * per_entry))
+    buffer = logits_buffer(min(m, height), head.weight[:width])
     for left, right in split(0, vocabulary, width):
         piece, slab = head.columns(slice(left, right)), Gradients(need)
         for top, bottom in split(0, m, height):
             block = ScoredRows(*(tensor[top:bottom] for tensor in rows))
-            logits = head_logits(block.hidden, piece.weight, piece.bias)
+            logits = head_logits(block.hidden, piece.weight, piece.bias, buffer)
             part = slab.add_chunk(logits, block._replace(token_ids=block.token_ids - left), piece, None)
             if part is not None:
                 d_hidden[top:bottom] += part

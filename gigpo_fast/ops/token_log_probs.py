@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .gemm import compute_dtype
+from .gemm import compute_dtype, logits_buffer
 from .guard import no_double_backward
 from .passes import HeadTensors, ScoredRows, chunk_rows, recompute_backward, score, split
 from .rows import rows_for
@@ -65,8 +65,10 @@ def linear_token_log_probs(
     n = hidden.shape[0]
     outputs = tuple(scale.new_empty(n) for _ in range(3))
     with torch.autocast(hidden.device.type, enabled=False):
-        for start, stop in split(0, n, chunk_rows("linear_token_log_probs", weight, budget)):
-            _, *found = score(hidden[start:stop], token_ids[start:stop], scale[start:stop], head)
+        most = chunk_rows("linear_token_log_probs", weight, budget)
+        buffer = logits_buffer(min(most, n), weight)
+        for start, stop in split(0, n, most):
+            _, *found = score(hidden[start:stop], token_ids[start:stop], scale[start:stop], head, buffer)
             for output, part in zip(outputs, found):
                 output[start:stop] = part
     log_probs, lse, entropy = outputs
