@@ -14,7 +14,7 @@ import pathlib
 import torch
 
 BACKENDS = ("auto", "triton", "native", "torch")
-INSTALL_NATIVE = "install a C++ compiler and run: pip install --no-build-isolation gigpo-fast"
+INSTALL_NATIVE = "with a C++ compiler, from a clone: pip install --no-build-isolation ."
 
 _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("gigpo_fast_backend", default=None)
 

@@ -38,7 +38,7 @@ def ready_tokens(
     per_sequence = denominator.per_sequence if isinstance(denominator, Denominator) else None
     sequences = sequences_of(function, mask, sequence_ids, needed=objective.needs_sequences, per_sequence=per_sequence)
     total = _total(function, denominator, objective, mask, sequences, dtype)
-    weights = objective.aggregation.weights(mask, sequences).to(dtype) / total
+    weights = objective.aggregation.weights(mask, sequences, dtype) / total
     ready_extras = _ready_extras(function, objective, shape, device, dtype, mask, extras)
     return TokenBatch(advantages, None, advantages, old_log_probs, ref_log_probs, weights, sequences, ready_extras, mask), total
 

@@ -4,6 +4,7 @@ Imports point one way, from level 6 down to level 0, so that any file can be rea
 """
 
 import ast
+import functools
 import pathlib
 import subprocess
 import sys
@@ -31,6 +32,7 @@ LEVELS = {
 REFERENCE_READERS = 6  # the reference is for judging: only testing, selftest and doctor may read it
 
 
+@functools.cache
 def _files(*suffixes: str) -> list[pathlib.Path]:
     """Files that belong to the repository, without what builds and runs leave behind."""
     listed = subprocess.run(

@@ -20,9 +20,9 @@ class Aggregation(Block):
     zero_at_zero_advantage: ClassVar[bool] = True
     needs_lengths: ClassVar[bool] = False  # the weight of a token depends on its sequence's length
 
-    def weights(self, mask: Tensor, sequences: Sequences | None) -> Tensor:
-        """Weight of each token, shaped like mask and flat sequence ids."""
-        return torch.ones_like(mask, dtype=torch.float32)
+    def weights(self, mask: Tensor, sequences: Sequences | None, dtype: torch.dtype) -> Tensor:
+        """Weight of each token, shaped like mask."""
+        return torch.ones_like(mask, dtype=dtype)
 
     def count(self, mask: Tensor, sequences: Sequences | None) -> Tensor:
         """0-dim, this call's own denominator."""
@@ -63,8 +63,8 @@ class SequenceMeanTokenMean(_SequenceMean):
 
     needs_lengths: ClassVar[bool] = True
 
-    def weights(self, mask: Tensor, sequences: Sequences | None) -> Tensor:
-        return (1.0 / sequences.lengths.clamp(min=1)).index_select(0, sequences.ids).view(mask.shape)
+    def weights(self, mask: Tensor, sequences: Sequences | None, dtype: torch.dtype) -> Tensor:
+        return (1.0 / sequences.lengths.to(dtype).clamp(min=1)).index_select(0, sequences.ids).view(mask.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,5 +83,5 @@ class SequenceMeanTokenSumNorm(_SequenceMean):
             )
         object.__setattr__(self, "length", float(self.length))
 
-    def weights(self, mask: Tensor, sequences: Sequences | None) -> Tensor:
-        return torch.ones_like(mask, dtype=torch.float32) / self.length
+    def weights(self, mask: Tensor, sequences: Sequences | None, dtype: torch.dtype) -> Tensor:
+        return torch.ones_like(mask, dtype=dtype) / self.length

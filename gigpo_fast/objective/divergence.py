@@ -31,7 +31,7 @@ class K1(Estimator):
 
 @dataclasses.dataclass(frozen=True)
 class AbsoluteKL(Estimator):
-    """|x|."""
+    """|x|: the size of the move, whichever way (verl's "abs")."""
 
     def value(self, log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
         return (log_probs - ref_log_probs).abs()
