@@ -83,7 +83,7 @@ def test_module_owns_the_head():
 def test_logits_rounded_to_the_input_dtype_are_caught(dtype, monkeypatch):
     """The mutation that the tolerance must see: logits that pass through bf16 or fp16."""
     exact = gemm.head_logits
-    monkeypatch.setattr(passes, "head_logits", lambda hidden, weight, bias: exact(hidden, weight, bias).to(weight.dtype).float())
+    monkeypatch.setattr(passes, "head_logits", lambda hidden, weight, bias, buffer: exact(hidden, weight, bias).to(weight.dtype).float())
     with pytest.raises(AssertionError, match="loss: error"):
         testing.check_loss(functools.partial(linear_policy_loss, objective=FULL), objective=FULL, linear=True, dtypes=[dtype], cases=["all tokens trained"])
 
@@ -116,7 +116,7 @@ def test_chunks_agree(objective):
 def defeat_skipping():
     """Every trained token goes through the backward, whatever its advantage and coefficient."""
     return mock.patch.multiple("gigpo_fast.plan", tokens_that_matter=lambda mask, *_: mask), mock.patch.object(
-        fused_loss.FusedLoss, "_active", lambda self, c, e, start, stop: (None, stop if self.needs_backward else start)
+        fused_loss.FusedLoss, "_active", lambda self, c, e, start, stop: (None, stop if any(self.need) else start)
     )
 
 
