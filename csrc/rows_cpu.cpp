@@ -44,6 +44,15 @@ T* per_row(const Tensor& t, ScalarType type, int64_t rows) {
   return static_cast<T*>(t.data_ptr());
 }
 
+// The log-sum-exp of a row travels as two numbers side by side.
+template <class A>
+A* per_row_pair(const Tensor& t, ScalarType type, int64_t rows) {
+  STD_TORCH_CHECK(t.is_cpu() && t.dim() == 2 && t.size(0) == rows && t.size(1) == 2, "gigpo_fast_C rows: lse must be (rows, 2)");
+  STD_TORCH_CHECK(t.scalar_type() == type, "gigpo_fast_C rows: lse has the wrong dtype");
+  STD_TORCH_CHECK(rows == 0 || (t.stride(1) == 1 && (rows == 1 || t.stride(0) == 2)), "gigpo_fast_C rows: lse must be contiguous");
+  return static_cast<A*>(t.data_ptr());
+}
+
 template <class A>
 constexpr ScalarType arithmetic_type() {
   return std::is_same<A, double>::value ? ScalarType::Double : ScalarType::Float;
@@ -61,14 +70,15 @@ void forward(const RowOps& ops, const Matrix& logits, const Tensor& token_ids, c
   const int64_t* token = per_row<int64_t>(token_ids, ScalarType::Long, logits.rows);
   const A* s = per_row<A>(scale, arithmetic_type<A>(), logits.rows);
   A* to_log_prob = per_row<A>(log_probs, arithmetic_type<A>(), logits.rows);
-  A* to_lse = per_row<A>(lse, arithmetic_type<A>(), logits.rows);
+  A* to_lse = per_row_pair<A>(lse, arithmetic_type<A>(), logits.rows);
   A* to_entropy = per_row<A>(entropy, arithmetic_type<A>(), logits.rows);
   const int64_t grain = std::max<int64_t>(1, kGrain / logits.columns);
   torch::stable::parallel_for(0, logits.rows, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const RowResult<A> r = forward_row(ops, logits, i, token[i], s[i], tanh_in);
       to_log_prob[i] = r.log_prob;
-      to_lse[i] = r.lse;
+      to_lse[2 * i] = r.top;
+      to_lse[2 * i + 1] = r.log_sum;
       to_entropy[i] = r.entropy;
     }
   });
@@ -81,7 +91,7 @@ std::tuple<Tensor, Tensor, Tensor> rows_forward(
   const bool wide = m.element == Element::fp64;
   const auto type = wide ? ScalarType::Double : ScalarType::Float;
   Tensor log_probs = torch::stable::empty({m.rows}, type);
-  Tensor lse = torch::stable::empty({m.rows}, type);
+  Tensor lse = torch::stable::empty({m.rows, 2}, type);
   Tensor entropy = torch::stable::empty({m.rows}, type);
   if (m.rows > 0 && wide) forward<double>(ops, m, token_ids, scale, tanh_in, log_probs, lse, entropy);
   if (m.rows > 0 && !wide) forward<float>(ops, m, token_ids, scale, float(tanh_in), log_probs, lse, entropy);
@@ -109,12 +119,12 @@ void backward(const RowOps& ops, const Matrix& logits, const Matrix& out, const 
   const int64_t rows = out.rows;
   const int64_t* token = per_row<int64_t>(token_ids, ScalarType::Long, rows);
   const A* s = per_row<A>(scale, arithmetic_type<A>(), rows);
-  const A* l = per_row<A>(lse, arithmetic_type<A>(), rows);
+  const A* l = per_row_pair<A>(lse, arithmetic_type<A>(), rows);
   const A* h = per_row<A>(entropy, arithmetic_type<A>(), rows);
   const A* c = per_row<A>(d_log_probs, arithmetic_type<A>(), rows);
   const A* e = per_row<A>(d_entropy, arithmetic_type<A>(), rows);
   const auto one_row = [&](int64_t i, int64_t begin, int64_t end) {
-    backward_row<A>(ops, logits, out, source ? source[i] : i, i, begin, end, {token[i], s[i], l[i], h[i], c[i], e[i]}, tanh_in);
+    backward_row<A>(ops, logits, out, source ? source[i] : i, i, begin, end, {token[i], s[i], l[2 * i], l[2 * i + 1], h[i], c[i], e[i]}, tanh_in);
   };
   if (source == nullptr) {
     torch::stable::parallel_for(0, rows, std::max<int64_t>(1, kGrain / out.columns), [&](int64_t begin, int64_t end) {

@@ -17,12 +17,13 @@ inline int64_t padded(int64_t count) {
 }
 
 // One row of the backward, reduced to what every element needs:
-// z = scale * f(x), p = exp(z - lse), gradient = p * (constant + slope * (z - lse)) * f'(x), with f(x) = x or tanh(tanh_in * x).
+// z = scale * f(x), log p = z - top - log_sum, gradient = p * (constant + slope * log p) * f'(x), with f(x) = x or tanh(tanh_in * x).
 template <class A>
 struct RowGradient {
   A scale;
   A tanh_in;
-  A lse;
+  A top;
+  A log_sum;
   A constant;
   A slope;
 };

@@ -11,7 +11,8 @@ namespace gigpo_rows {
 template <class A>
 struct RowResult {
   A log_prob;
-  A lse;
+  A top;      // the largest z, and
+  A log_sum;  // the log of the sum of e^(z - top): together the log-sum-exp, which in one number would lose digits
   A entropy;
 };
 
@@ -48,7 +49,8 @@ RowResult<A> forward_row(const RowOps& ops, const Matrix& logits, int64_t row, i
   const double entropy = log_sum - sums[1] / sums[0];
   return {
       A((double(target) - double(top)) - log_sum),  // the maximum leaves first, so a common offset costs no digits
-      A(double(top) + log_sum),
+      top,
+      A(log_sum),
       A(entropy < 0.0 ? 0.0 : entropy),  // rounding; NaN stays
   };
 }
@@ -57,7 +59,8 @@ template <class A>
 struct BackwardRow {
   int64_t token;
   A scale;
-  A lse;
+  A top;
+  A log_sum;
   A entropy;
   A d_log_prob;
   A d_entropy;
@@ -69,7 +72,7 @@ A target_gradient(const RowOps& ops, const BackwardRow<A>& row, A x, A tanh_in) 
   alignas(64) A lanes[kPad];
   std::fill(lanes, lanes + kPad, x);
   block_ops(ops, A()).transform(lanes, lanes, kPad, row.scale, tanh_in);  // bit for bit the forward's z
-  const double log_p = double(lanes[0]) - double(row.lse);
+  const double log_p = (double(lanes[0]) - double(row.top)) - double(row.log_sum);
   const double p = std::exp(log_p);
   double g = -double(row.d_log_prob) * std::expm1(log_p);
   if (row.d_entropy != A(0) && p != 0.0) g -= double(row.d_entropy) * p * (log_p + double(row.entropy));
@@ -94,7 +97,7 @@ void backward_row(
   const double e = row.d_entropy;
   const double chain = double(row.scale) * (tanh_in != A(0) ? double(tanh_in) : 1.0);
   const double pull = e == 0.0 ? c : c + e * double(row.entropy);  // an unused entropy may hold anything
-  const RowGradient<A> general = {row.scale, tanh_in, row.lse, A(-pull * chain), A(-e * chain)};
+  const RowGradient<A> general = {row.scale, tanh_in, row.top, row.log_sum, A(-pull * chain), A(-e * chain)};
   alignas(64) A in_scratch[kBlock];
   alignas(64) A out_scratch[kBlock];
   for (int64_t column = begin; column < end; column += kBlock) {

@@ -172,7 +172,7 @@ ROWS_TARGET static void gradient(const A* x, A* out, int64_t count, const RowGra
       v = t.value;
       chain = t.derivative;
     }
-    const V log_p = v * r.scale - r.lse;
+    const V log_p = (v * r.scale - r.top) - r.log_sum;  // two steps: the first is nearly exact near the maximum
     const auto vanishes = log_p < smallest_exponent(log_p);
     const V p = vanishes ? V{} : exponential(log_p);
     V g = p * ((vanishes ? V{} : log_p) * r.slope + r.constant);

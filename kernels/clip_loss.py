@@ -19,10 +19,10 @@ CLIPPED_LOW, CLIPPED_HIGH, DUAL_CLIPPED, RATIO_CLAMPED, DROPPED, NONFINITE = 1, 
 
 
 class ClipRows(NamedTuple):
-    """Per-row results of `clip_rows_forward`, each (n,)."""
+    """Per-row results of `clip_rows_forward`, each (n,) but lse."""
 
     log_probs: Tensor
-    lse: Tensor
+    lse: Tensor  # (n, 2): the maximum, and the log of the sum above it
     entropy: Tensor
     losses: Tensor  # this token's share of the loss
     d_log_probs: Tensor  # d losses / d log_probs
@@ -107,7 +107,7 @@ def clip_rows_forward_kernel(
     factor = tl.load(scale + row)
     dtype: tl.constexpr = factor.dtype
     token = tl.load(token_ids + row)
-    log_prob, log_sum, H = row_log_prob(logits + row * stride, token, V, factor, TANH_IN, BLOCK, LANES, WIDTH)
+    log_prob, peak, log_total, H = row_log_prob(logits + row * stride, token, V, factor, TANH_IN, BLOCK, LANES, WIDTH)
 
     old = tl.load(old_log_probs + row).to(dtype) if HAS_OLD else log_prob  # on-policy: the ratio is exactly 1
     ref = tl.load(ref_log_probs + row).to(dtype) if HAS_REF else log_prob
@@ -117,7 +117,8 @@ def clip_rows_forward_kernel(
         HAS_REF,
     )  # fmt: skip
     tl.store(log_probs + row, log_prob)
-    tl.store(lse + row, log_sum)
+    tl.store(lse + 2 * row, peak)
+    tl.store(lse + 2 * row + 1, log_total)
     tl.store(entropy + row, H)
     tl.store(losses + row, loss)
     tl.store(d_log_probs + row, c)
@@ -174,7 +175,7 @@ def clip_rows_forward(
         old_log_probs = vector(name, "old_log_probs", old_log_probs, n, device)
     if ref_log_probs is not None:
         ref_log_probs = vector(name, "ref_log_probs", ref_log_probs, n, device)
-    values = [torch.empty(n, dtype=dtype, device=device) for _ in range(6)]
+    values = [torch.empty(shape, dtype=dtype, device=device) for shape in (n, (n, 2), n, n, n, n)]
     results = ClipRows(*values, torch.empty(n, dtype=torch.int32, device=device))
     if n:
         config = config or configs.choose(name, logits)

@@ -90,7 +90,7 @@ def row_statistics(row, V, scale, TANH_IN: tl.constexpr, BLOCK: tl.constexpr, LA
 
 @triton.jit
 def row_log_prob(row, token, V, scale, TANH_IN: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr):
-    """(log-prob of `token`, log-sum-exp, entropy) of one row; a token outside [0, V) gives NaN and is never read."""
+    """(log-prob of `token`, maximum, log of the sum above it, entropy) of one row; a token outside [0, V) gives NaN and is never read."""
     dtype: tl.constexpr = scale.dtype
     known = (token >= 0) & (token < V)
     target = transform(tl.load(row + tl.where(known, token, 0)).to(dtype), scale, TANH_IN)
@@ -99,4 +99,4 @@ def row_log_prob(row, token, V, scale, TANH_IN: tl.constexpr, BLOCK: tl.constexp
     # The maximum goes before the logarithm does, so an offset common to the row costs no digits.
     log_prob = tl.where(known, (target - or_zero(peak)) - log_total, float("nan"))
     entropy = log_total - weighted / total  # below 0 only by rounding, where a fused multiply-add takes the maximum's own d off 0
-    return log_prob, peak + log_total, tl.where(entropy < 0.0, 0.0, entropy)
+    return log_prob, peak, log_total, tl.where(entropy < 0.0, 0.0, entropy)

@@ -20,14 +20,14 @@ def rows_backward_kernel(
     logits_row, out_row = logits + source * stride, out + row * out_stride
     token, factor = tl.load(token_ids + row), tl.load(scale + row)
     dtype: tl.constexpr = factor.dtype
-    log_sum, H = tl.load(lse + row), tl.load(entropy + row)
+    peak, log_total, H = tl.load(lse + 2 * row), tl.load(lse + 2 * row + 1), tl.load(entropy + row)
     c, e = tl.load(d_log_probs + row), tl.load(d_entropy + row)
     readable = tl.where((c != 0.0) | (e != 0.0), V, 0)  # a row without gradient is not read; NaN counts as a gradient
 
     known = (token >= 0) & (token < V)
     target = tl.where(known, token, 0)
     # c (1 - p) at the target loses all its digits as p nears 1; -c expm1(log p) keeps them.
-    pull = -c * expm1(transform(tl.load(logits_row + target).to(dtype), factor, TANH_IN) - log_sum)
+    pull = -c * expm1(transform(tl.load(logits_row + target).to(dtype), factor, TANH_IN) - peak - log_total)
     target_column = tl.where(known, token, -1).to(tl.int32)
     tl.debug_barrier()  # `out` may be `logits`: every thread has the target logit before any thread writes
 
@@ -36,7 +36,7 @@ def rows_backward_kernel(
         column = start + columns
         inside = column < readable
         x = tl.load(logits_row + column, mask=inside, other=0.0).to(dtype)
-        d = transform(x, factor, TANH_IN) - log_sum
+        d = transform(x, factor, TANH_IN) - peak - log_total  # the maximum first: nearly exact where p is not small
         p = tl.exp(d)
         spread = tl.where(p == 0.0, 0.0, p * (d + H))
         dx = (tl.where(column == target_column, pull, -c * p) - e * spread) * factor
@@ -51,7 +51,7 @@ def rows_backward(
     token_ids: Tensor,  # (m,) int64; outside [0, V): this row has no target here
     scale: Tensor,  # (m,) float32 (float64 for float64 logits)
     tanh_in: float,
-    lse: Tensor,  # (m,) float32, from rows_forward
+    lse: Tensor,  # (m, 2) float32, from rows_forward: the maximum, and the log of the sum above it
     entropy: Tensor,  # (m,) float32, from rows_forward
     d_log_probs: Tensor,  # (m,) float32, dL/dlog_prob
     d_entropy: Tensor,  # (m,) float32, dL/dentropy
@@ -62,8 +62,8 @@ def rows_backward(
 ) -> None:
     """Write dL/dlogits to `out`.
 
-        p = exp(z - lse)                                                      # z as in rows_forward
-        dz = d_log_probs * (one_hot - p) - d_entropy * p * (z - lse + entropy)
+        log_p = z - lse[:, :1] - lse[:, 1:]                                   # z as in rows_forward
+        dz = d_log_probs * (one_hot - log_p.exp()) - d_entropy * log_p.exp() * (log_p + entropy)
         out = dz * scale                                                      # tanh_in == 0
         out = dz * scale * tanh_in * (1 - tanh(tanh_in * logits) ** 2)        # otherwise
 
@@ -79,8 +79,11 @@ def rows_backward(
         fail(name, "out", "logits itself without source_rows, or memory of its own", "an overlapping tensor", "write to a new tensor")
     dtype, device = accumulator(logits), logits.device
     token_ids = vector(name, "token_ids", token_ids, m, device, torch.int64)
-    given = {"scale": scale, "lse": lse, "entropy": entropy, "d_log_probs": d_log_probs, "d_entropy": d_entropy}
-    scale, lse, entropy, d_log_probs, d_entropy = (vector(name, key, value, m, device, dtype) for key, value in given.items())
+    if lse.shape != (m, 2) or lse.device != device:
+        fail(name, "lse", f"({m}, 2) on {device}", lse, "pass what rows_forward returned")
+    lse = lse.to(dtype).contiguous()
+    given = {"scale": scale, "entropy": entropy, "d_log_probs": d_log_probs, "d_entropy": d_entropy}
+    scale, entropy, d_log_probs, d_entropy = (vector(name, key, value, m, device, dtype) for key, value in given.items())
     if source_rows is not None:
         source_rows = vector(name, "source_rows", source_rows, m, device, torch.int64)
     if m:

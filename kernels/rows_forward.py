@@ -17,9 +17,10 @@ def rows_forward_kernel(
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     token = tl.load(token_ids + row)
-    log_prob, log_sum, row_entropy = row_log_prob(logits + row * stride, token, V, tl.load(scale + row), TANH_IN, BLOCK, LANES, WIDTH)
+    log_prob, peak, log_total, row_entropy = row_log_prob(logits + row * stride, token, V, tl.load(scale + row), TANH_IN, BLOCK, LANES, WIDTH)
     tl.store(log_probs + row, log_prob)
-    tl.store(lse + row, log_sum)
+    tl.store(lse + 2 * row, peak)
+    tl.store(lse + 2 * row + 1, log_total)
     tl.store(entropy + row, row_entropy)
 
 
@@ -31,13 +32,14 @@ def rows_forward(
     *,
     config: configs.Config | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(log_probs, lse, entropy), each (n,) float32 (float64 for float64 logits), of the transformed logits z.
+    """(log_probs (n,), lse (n, 2), entropy (n,)), float32 (float64 for float64 logits), of the transformed logits z.
 
         z = scale[:, None] * logits                     # tanh_in == 0
         z = scale[:, None] * tanh(tanh_in * logits)     # otherwise: a softcap
-        lse = z.logsumexp(-1)
-        log_probs = z.gather(-1, token_ids[:, None])[:, 0] - lse
-        entropy = lse - (z.softmax(-1) * z).sum(-1)     # a logit of -inf counts 0
+        log_p = z.log_softmax(-1)
+        log_probs = log_p.gather(-1, token_ids[:, None])[:, 0]
+        lse = z.amax(-1), (z - z.amax(-1, keepdim=True)).exp().sum(-1).log()   # two numbers: their sum would lose digits
+        entropy = -(log_p.exp() * log_p).sum(-1)        # a logit of -inf counts 0
 
     A row of only -inf and a row with NaN or +inf give NaN. Every distinct tanh_in compiles a kernel of its own.
     """
@@ -46,7 +48,7 @@ def rows_forward(
     dtype, device = accumulator(logits), logits.device
     token_ids = vector(name, "token_ids", token_ids, n, device, torch.int64)
     scale = vector(name, "scale", scale, n, device, dtype)
-    log_probs, lse, entropy = (torch.empty(n, dtype=dtype, device=device) for _ in range(3))
+    log_probs, lse, entropy = (torch.empty(shape, dtype=dtype, device=device) for shape in (n, (n, 2), n))
     if n:
         config = config or configs.choose(name, logits)
         with on_device(logits):

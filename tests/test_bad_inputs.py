@@ -130,7 +130,7 @@ def test_heads(make, error, message):
 def test_an_adapter_around_the_head_is_refused():
     layer = torch.nn.Module()
     layer.base_layer = torch.nn.Linear(8, 23)
-    says(TypeError, "LinearPolicyLoss: lm_head must be a plain linear head, got 'Module, an adapter around one'; merge the adapter",
+    says(TypeError, "LinearPolicyLoss: lm_head must be a plain linear head, got Module, an adapter around one; merge the adapter",
          lambda: LinearPolicyLoss(layer, PLAIN)(B.hidden, B.token_ids, B.advantages, B.mask))  # fmt: skip
 
 
@@ -147,7 +147,7 @@ def test_plans_of_another_batch():
     plan = plan_tokens(B.mask, B.advantages, objective=PLAIN)
     linear(plan=plan)
     other = make_batch((3, 5))
-    says(ValueError, "linear_policy_loss: plan must be made by plan_tokens for shape (3, 5) and this objective, got 'one for (3, 4)'; make it anew",
+    says(ValueError, "linear_policy_loss: plan must be made by plan_tokens for shape (3, 5) and this objective, got one for (3, 4)",
          lambda: linear(other, plan=plan))  # fmt: skip
     says(ValueError, "linear_policy_loss: plan must be made by plan_tokens for shape (3, 4) and this objective", lambda: linear(B, SEQUENCE, plan=plan))
     swapped = change(B, mask=~B.mask)

@@ -36,8 +36,8 @@ def rows_temporaries(path, dtype):
 
 
 def small_change(n):
-    """Numbers per token: log-probs, ids, weights, coefficients, indices, the metrics."""
-    return 64 * 8 * n + 64 * 1024
+    """Numbers per token: log-probs, ids, weights, coefficients, indices, what the autograd of the formula keeps."""
+    return 128 * 8 * n + 64 * 1024
 
 
 def batch(size, dtype):

@@ -34,7 +34,7 @@ class ScoredRows(NamedTuple):
     hidden: Tensor  # (m, H)
     token_ids: Tensor  # (m,)
     scale: Tensor  # (m,)
-    lse: Tensor  # (m,)
+    lse: Tensor  # (m, 2): the maximum, and the log of the sum above it
     entropy: Tensor  # (m,)
     d_log_probs: Tensor  # (m,)
     d_entropy: Tensor  # (m,)
@@ -65,7 +65,7 @@ def split(start: int, stop: int, most: int) -> list[tuple[int, int]]:
 
 
 def score(hidden: Tensor, token_ids: Tensor, scale: Tensor, head: HeadTensors, buffer: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(logits (m, V), log_probs (m,), lse (m,), entropy (m,)) of one chunk; the logits live in `buffer` until the next chunk."""
+    """(logits (m, V), log_probs (m,), lse (m, 2), entropy (m,)) of one chunk; the logits live in `buffer` until the next chunk."""
     logits = head_logits(hidden, head.weight, head.bias, buffer)
     return logits, *rows_for(hidden.device).rows_forward(logits, token_ids, scale, head.tanh_in)
 

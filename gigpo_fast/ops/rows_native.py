@@ -20,11 +20,11 @@ def rows_forward(
     scale: Tensor,  # (n,) float32, float64 for float64 logits: logit_scale, softcap and temperature in one factor
     tanh_in: float,  # 1 / softcap, or 0.0 for none
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(log_probs, lse, entropy) of softmax over the transformed logits z, each (n,) in the dtype of `scale`, in nats.
+    """(log_probs (n,), lse (n, 2), entropy (n,)) of softmax over the transformed logits z, in the dtype of `scale`, in nats.
 
         z = scale[:, None] * (torch.tanh(tanh_in * logits) if tanh_in else logits)
         log_p = torch.log_softmax(z, 1)
-        log_p.gather(1, token_ids[:, None])[:, 0], torch.logsumexp(z, 1), -(log_p.exp() * log_p).nan_to_num(0).sum(1)
+        log_p.gather(1, token_ids[:, None])[:, 0], (z.amax(1), log(sum(exp(z - max)))), -(log_p.exp() * log_p).nan_to_num(0).sum(1)
 
     Logits of -inf have probability 0; a row of only -inf, a NaN or (without softcap) a +inf in a row give NaN. Arithmetic is float32
     (float64 for float64), sums are carried in float64 between blocks of 2048 columns. Raises ValueError or TypeError for a wrong shape,
@@ -42,7 +42,7 @@ def rows_backward(
     token_ids: Tensor,  # (m,) int64; outside [0, V): no target among these columns
     scale: Tensor,  # (m,) as in rows_forward, like every per-row argument here in the order of the rows of `out`
     tanh_in: float,
-    lse: Tensor,  # (m,) from rows_forward
+    lse: Tensor,  # (m, 2) from rows_forward: the maximum, and the log of the sum above it
     entropy: Tensor,  # (m,) from rows_forward; not read where d_entropy is 0
     d_log_probs: Tensor,  # (m,) dL/dlog_prob
     d_entropy: Tensor,  # (m,) dL/dentropy
@@ -51,11 +51,11 @@ def rows_backward(
 ) -> None:
     """Write into row i of `out` the gradient with respect to the raw logits of row source_rows[i] (or i).
 
-        p = torch.exp(z - lse[:, None])
-        dz = c[:, None] * (one_hot(token_ids) - p) - e[:, None] * p * (z - lse[:, None] + entropy[:, None])
+        log_p = (z - lse[:, :1]) - lse[:, 1:]
+        dz = c[:, None] * (one_hot(token_ids) - log_p.exp()) - e[:, None] * log_p.exp() * (log_p + entropy[:, None])
         out = dz * scale[:, None] * (tanh_in * (1 - tanh(tanh_in * logits) ** 2) if tanh_in else 1)
 
-    The target entry uses -c expm1(z - lse). Rows with c = e = 0 give exact zeros whatever their logits hold. In place is legal, also while
+    The target entry uses -c expm1(log_p). Rows with c = e = 0 give exact zeros whatever their logits hold. In place is legal, also while
     rows are compacted: row i is written only after the rows up to i have been read. Other overlaps of `out` and `logits` raise
     RuntimeError.
     """
@@ -66,11 +66,12 @@ def rows_backward(
     if tuple(out.shape) != expected:
         checks.fail(name, "out", f"{expected}, a row for each row of logits or of source_rows", out, "allocate it with that shape")
     compute = _compute_dtype(logits)
-    per_row = {"scale": scale, "lse": lse, "entropy": entropy, "d_log_probs": d_log_probs, "d_entropy": d_entropy}
+    per_row = {"scale": scale, "entropy": entropy, "d_log_probs": d_log_probs, "d_entropy": d_entropy}
     scale, *rest = (_per_row(name, argument, value, m, compute) for argument, value in per_row.items())
+    lse = checks.tensor(name, "lse", lse, shape=(m, 2), dtypes=(compute,), device=_CPU, fix="pass what rows_forward returned").contiguous()
     ids = _per_row(name, "token_ids", token_ids, m, torch.int64)
     source = None if source_rows is None else _per_row(name, "source_rows", source_rows, m, torch.int64)
-    _ops().rows_backward(logits, ids, scale, float(tanh_in), *rest, source, out)
+    _ops().rows_backward(logits, ids, scale, float(tanh_in), lse, *rest, source, out)
 
 
 def _matrix(function: str, name: str, value: Tensor) -> Tensor:
@@ -100,7 +101,8 @@ def _ops() -> Any:
 
     @torch.library.register_fake("gigpo_fast_C::rows_forward")
     def _(logits, token_ids, scale, tanh_in, isa=-1):
-        return tuple(scale.new_empty(logits.shape[0]) for _ in range(3))
+        n = logits.shape[0]
+        return scale.new_empty(n), scale.new_empty((n, 2)), scale.new_empty(n)
 
     @torch.library.register_fake("gigpo_fast_C::rows_backward")
     def _(logits, token_ids, scale, tanh_in, lse, entropy, d_log_probs, d_entropy, source_rows, out, isa=-1):

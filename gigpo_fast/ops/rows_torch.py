@@ -15,9 +15,12 @@ def rows_forward(
     scale: Tensor,  # (n,) compute dtype
     tanh_in: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(log_probs, lse, entropy), each (n,), of softmax over z = scale * x or scale * tanh(tanh_in * x)."""
+    """(log_probs (n,), lse (n, 2), entropy (n,)) of softmax over z = scale * x or scale * tanh(tanh_in * x).
+
+    The log-sum-exp is two numbers, the maximum and the log of the sum above it: their sum would lose digits where it is large.
+    """
     n, vocabulary = logits.shape
-    log_probs, lse, entropy = (scale.new_empty(n) for _ in range(3))
+    log_probs, lse, entropy = scale.new_empty(n), scale.new_empty((n, 2)), scale.new_empty(n)
     for rows in _blocks(n, vocabulary):
         z = _transform(logits[rows], scale[rows], tanh_in)
         largest = z.amax(1, keepdim=True)
@@ -27,7 +30,7 @@ def rows_forward(
         log_total = total.log()
         z.masked_fill_(exponentials == 0, 0)  # 0 * -inf is 0 here
         entropy[rows] = log_total - (exponentials * z).sum(1) / total
-        lse[rows] = log_total + largest.squeeze(1)
+        lse[rows] = torch.cat([largest, log_total.unsqueeze(1)], 1)
         inside = (token_ids[rows] >= 0) & (token_ids[rows] < vocabulary)
         target = logits[rows].gather(1, token_ids[rows].clamp(0, vocabulary - 1).unsqueeze(1))
         z_target = _transform(target, scale[rows], tanh_in) - largest
@@ -40,7 +43,7 @@ def rows_backward(
     token_ids: Tensor,  # (m,) int64; outside [0, V): no target among these columns
     scale: Tensor,  # (m,)
     tanh_in: float,
-    lse: Tensor,  # (m,)
+    lse: Tensor,  # (m, 2)
     entropy: Tensor,  # (m,)
     d_log_probs: Tensor,  # (m,)
     d_entropy: Tensor,  # (m,)
@@ -52,7 +55,7 @@ def rows_backward(
     for rows in _blocks(m, vocabulary):
         x = logits[rows] if source_rows is None else logits.index_select(0, source_rows[rows])
         inner = torch.tanh(x.to(scale.dtype) * tanh_in) if tanh_in else x.to(scale.dtype)
-        log_p = scale[rows].unsqueeze(1) * inner - lse[rows].unsqueeze(1)
+        log_p = (scale[rows].unsqueeze(1) * inner - lse[rows, :1]) - lse[rows, 1:]
         p = log_p.exp()
         c, e = d_log_probs[rows].unsqueeze(1), d_entropy[rows].unsqueeze(1)
         spread = torch.where(p == 0, 0, log_p + entropy[rows].unsqueeze(1))

@@ -13,14 +13,14 @@ _Saved = tuple[Tensor, Tensor, Tensor]
 
 @torch.library.custom_op("gigpo_fast::token_log_probs", mutates_args=())
 def token_log_probs(logits: Tensor, token_ids: Tensor, scale: Tensor, tanh_in: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(log_probs, entropy, lse), each (n,), of logits (n, V)."""
+    """(log_probs (n,), entropy (n,), lse (n, 2)) of logits (n, V)."""
     log_probs, lse, entropy = rows_for(logits.device).rows_forward(_unit_stride(logits), token_ids, scale, tanh_in)
     return log_probs, entropy, lse
 
 
 @token_log_probs.register_fake
 def _(logits, token_ids, scale, tanh_in):
-    return tuple(scale.new_empty(logits.shape[0]) for _ in range(3))
+    return _empty_rows(scale, logits.shape[0])
 
 
 @torch.library.custom_op("gigpo_fast::token_log_probs_backward", mutates_args=())
@@ -60,24 +60,22 @@ token_log_probs.register_autograd(_backward_logits, setup_context=_setup_logits)
 def linear_token_log_probs(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, token_ids: Tensor, scale: Tensor, tanh_in: float, budget: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(log_probs, entropy, lse), each (n,), of hidden (n, H) x head; logits live for one chunk only."""
+    """(log_probs (n,), entropy (n,), lse (n, 2)) of hidden (n, H) x head; logits live for one chunk only."""
     head = HeadTensors(weight, bias, tanh_in)
     n = hidden.shape[0]
-    outputs = tuple(scale.new_empty(n) for _ in range(3))
+    log_probs, entropy, lse = _empty_rows(scale, n)
     with torch.autocast(hidden.device.type, enabled=False):
         most = chunk_rows("linear_token_log_probs", weight, budget)
         buffer = logits_buffer(min(most, n), weight)
         for start, stop in split(0, n, most):
             _, *found = score(hidden[start:stop], token_ids[start:stop], scale[start:stop], head, buffer)
-            for output, part in zip(outputs, found):
-                output[start:stop] = part
-    log_probs, lse, entropy = outputs
+            log_probs[start:stop], lse[start:stop], entropy[start:stop] = found
     return log_probs, entropy, lse
 
 
 @linear_token_log_probs.register_fake
 def _(hidden, weight, bias, token_ids, scale, tanh_in, budget):
-    return tuple(scale.new_empty(hidden.shape[0]) for _ in range(3))
+    return _empty_rows(scale, hidden.shape[0])
 
 
 @torch.library.custom_op("gigpo_fast::linear_token_log_probs_backward", mutates_args=())
@@ -130,6 +128,10 @@ def _backward_linear(ctx, d_log_probs, d_entropy, _):
 
 
 linear_token_log_probs.register_autograd(_backward_linear, setup_context=_setup_linear)
+
+
+def _empty_rows(scale: Tensor, n: int) -> _Saved:
+    return scale.new_empty(n), scale.new_empty(n), scale.new_empty((n, 2))
 
 
 def _unit_stride(logits: Tensor) -> Tensor:
