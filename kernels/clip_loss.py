@@ -187,7 +187,7 @@ def clip_rows_forward(
                     kl_coefficient, kl_input_clip, kl_output_clip, entropy_coefficient,
                 ),
                 TANH_IN=float(tanh_in), HAS_OLD=old_log_probs is not None, HAS_REF=ref_log_probs is not None,
-                **configs.tile(config, logits), **config.options(), enable_fp_fusion=True,
+                **configs.tile(config, logits), **config.options(),
             )  # fmt: skip
     return results
 

@@ -98,5 +98,5 @@ def row_log_prob(row, token, V, scale, TANH_IN: tl.constexpr, BLOCK: tl.constexp
     log_total = tl.log(total)
     # The maximum goes before the logarithm does, so an offset common to the row costs no digits.
     log_prob = tl.where(known, (target - or_zero(peak)) - log_total, float("nan"))
-    entropy = log_total - weighted / total  # below 0 only by rounding, where a fused multiply-add takes the maximum's own d off 0
+    entropy = log_total - weighted / total  # below 0 only by the rounding of exp and log
     return log_prob, peak, log_total, tl.where(entropy < 0.0, 0.0, entropy)

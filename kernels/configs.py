@@ -26,8 +26,12 @@ class Config(NamedTuple):
         return {"BLOCK": block, "LANES": min(self.num_warps * self.warp_size, block // width), "WIDTH": width}
 
     def options(self) -> dict[str, int]:
-        """Launch options."""
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        """Launch options.
+
+        Nothing is fused into a multiply-add: the backward's z would skip the rounding that the forward's maximum went through, and p at
+        the maximum would be off by half a unit in the last place of z.
+        """
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": False}
 
 
 _NVIDIA = {

@@ -92,5 +92,5 @@ def rows_backward(
             rows_backward_kernel[(m,)](
                 logits, token_ids, scale, lse, entropy, d_log_probs, d_entropy, out, source_rows, V, logits.stride(0), out.stride(0),
                 TANH_IN=float(tanh_in), HAS_SOURCE=source_rows is not None, BLOCK=configs.tile(config, logits)["BLOCK"],
-                **config.options(), enable_fp_fusion=True,
+                **config.options(),
             )  # fmt: skip

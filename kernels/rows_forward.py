@@ -54,6 +54,6 @@ def rows_forward(
         with on_device(logits):
             rows_forward_kernel[(n,)](
                 logits, token_ids, scale, log_probs, lse, entropy, V, logits.stride(0),
-                TANH_IN=float(tanh_in), **configs.tile(config, logits), **config.options(), enable_fp_fusion=True,
+                TANH_IN=float(tanh_in), **configs.tile(config, logits), **config.options(),
             )  # fmt: skip
     return log_probs, lse, entropy

@@ -170,19 +170,19 @@ def test_contracts_of_the_log_prob_ops():
 
 
 def test_contracts_of_the_backward_ops():
-    n, rows = 18, torch.randn(4, 18).unbind()
-    ids = torch.randint(23, (n,))
-    checks = ("test_schema", "test_faketensor")  # autograd is what refuses a second backward
-    torch.library.opcheck(torch.ops.gigpo_fast.token_log_probs_backward.default,
-                          (rows[0], rows[1], torch.randn(n, 23), ids, torch.ones(n), 0.0, rows[2].abs(), rows[3] + 5), test_utils=checks)  # fmt: skip
+    n, logits, hidden, weight = 18, torch.randn(18, 23), torch.randn(18, 8), torch.randn(23, 8)
+    c, e, ids, scale = torch.randn(n), torch.randn(n), torch.randint(23, (n,)), torch.ones(n)
+    checks = {"test_utils": ("test_schema", "test_faketensor")}  # its autograd formula is there to refuse
+    ops = torch.ops.gigpo_fast
+    _, entropy, lse = ops.token_log_probs(logits, ids, scale, 0.0)
+    torch.library.opcheck(ops.token_log_probs_backward.default, (c, e, logits, ids, scale, 0.0, entropy, lse), **checks)
     for bias in (torch.randn(23), None):
-        torch.library.opcheck(
-            torch.ops.gigpo_fast.linear_token_log_probs_backward.default,
-            (rows[0], rows[1], torch.randn(n, 8), torch.randn(23, 8), bias, ids, torch.ones(n), 0.0, rows[2].abs(), rows[3] + 5,
-             [True, True, bias is not None], 1 << 20), test_utils=checks)  # fmt: skip
-    torch.library.opcheck(torch.ops.gigpo_fast.linear_policy_loss_backward.default,
-                          (torch.tensor(2.0), torch.randn(n, 8), torch.randn(23, 8), torch.randn(0), torch.randn(n, 8), torch.randn(23, 8), None),
-                          test_utils=checks)  # fmt: skip
+        _, entropy, lse = ops.linear_token_log_probs(hidden, weight, bias, ids, scale, 0.0, 1 << 20)
+        need = [True, True, bias is not None]
+        arguments = (c, e, hidden, weight, bias, ids, scale, 0.0, entropy, lse, need, 1 << 20)
+        torch.library.opcheck(ops.linear_token_log_probs_backward.default, arguments, **checks)
+    held = (torch.randn(n, 8), torch.randn(23, 8), torch.randn(0))
+    torch.library.opcheck(ops.linear_policy_loss_backward.default, (torch.tensor(2.0), *held, hidden, weight, None), **checks)
 
 
 @pytest.mark.parametrize("name", ["linear_policy_loss", "linear_token_log_probs", "token_log_probs"])

@@ -114,6 +114,7 @@ class TestF05:
                 assert torch.isfinite(got.loss) and all(math.isfinite(value) for value in got.output.metrics_as_floats().values())
                 has_gradient = objective is not PLAIN and objective is not SEQUENCE
                 assert bool((gradient != 0).any()) == has_gradient  # the divergence's alone
+                assert got.output.metrics_as_floats()["nonfinite_tokens"] == 1.0
         with gigpo_fast.validation("metadata"):
             new = one_row(-INF, -1.0).requires_grad_()
             out = policy_loss(new, one_row(1.0, 1.0), all_trained(new), old_log_probs=one_row(-1.0, -1.0), objective=PLAIN)
@@ -133,7 +134,7 @@ def test_F06_a_missing_score_is_nan_and_an_error(name):
     getattr(b, name)[0, 3] = NAN
     argument = {"old": "old_log_probs", "ref": "ref_log_probs"}[name]
     for function, call in (("policy_loss", run_policy), ("linear_policy_loss", run_linear)):
-        with pytest.raises(ValueError, match=rf"{function}: {argument} must be no NaN at trained tokens, got nan at \[0, 3\] \(1 in all\); mask such"):
+        with pytest.raises(ValueError, match=rf"{function}: {argument} must be (no NaN|finite) at trained tokens, got nan at \[0, 3\] \(1 in all\); mask such"):
             call(b, FULL)
         with gigpo_fast.validation("metadata"):
             assert math.isnan(float(call(b, FULL).loss))  # without the check it is not hidden either

@@ -85,7 +85,7 @@ def record(monkeypatch, kernel, arch, *, rows=2, V=151936, dtype=torch.float32, 
         elif kernel == "rows_backward":
             out = torch.empty(rows, V, dtype=case.get("out_dtype", dtype))
             rows_backward.rows_backward(
-                logits, ids, values, tanh_in, values, values, values, values, out, ids if case.get("source") else None
+                logits, ids, values, tanh_in, values.new_ones(rows, 2), values, values, values, out, ids if case.get("source") else None
             )
         else:
             clip_loss.clip_rows_forward(logits, ids, values, tanh_in, values, old, ref, values, low=0.2, high=0.3, kl_coefficient=beta)

@@ -20,7 +20,7 @@ from gigpo_fast.kernels.common import expm1, tanh_and_slope
 from gigpo_fast.kernels.configs import Config
 from gigpo_fast.kernels.rows_backward import rows_backward
 from gigpo_fast.kernels.rows_forward import rows_forward
-from tests.interpreter_helpers import assert_as_exact_as_torch, plain_gradient, plain_rows, program_order
+from tests.interpreter_helpers import apart, assert_as_exact_as_torch, plain_gradient, plain_rows, program_order
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy warns of every NaN and infinity on the way
 SMALL, INF = Config(32, 1, 1), float("inf")
@@ -49,7 +49,7 @@ def assert_rows(logits, ids, scale, tanh_in, *, config=SMALL, out=None):
     exact_inputs = logits.double(), ids, scale.double(), tanh_in
     plain_inputs = logits.to(scale.dtype), ids, scale, tanh_in
     got = rows_forward(logits, ids, scale, tanh_in, config=config)
-    for value, plain, exact in zip((got[0], got[1].sum(1), got[2]), plain_rows(*plain_inputs), plain_rows(*exact_inputs), strict=True):
+    for value, plain, exact in zip(apart(*got), plain_rows(*plain_inputs), plain_rows(*exact_inputs), strict=True):
         assert value.dtype == scale.dtype
         assert_as_exact_as_torch(value, plain, exact, factor=2)
 
@@ -75,10 +75,27 @@ def test_every_kind_of_row(kind):
     assert_rows(logits, ids, torch.ones(4), 0.0)
 
 
+@pytest.mark.parametrize("kind", ["offset", "certain"])
+def test_the_gradient_keeps_its_digits_where_the_log_sum_exp_is_large(kind):
+    """As one float32 number, the log-sum-exp would be off by 5e-4 (around 1e4) or 1e-6 (around 30): seen here to break the rule."""
+    logits, ids, one = torch.randn(8, 200) + (1e4 if kind == "offset" else 20.0), torch.randint(200, (8,)), torch.ones(8)
+    if kind == "certain":  # p is 0.98: were it nearer to 1, the rounded number would be exact
+        logits.scatter_(1, ids[:, None], 30 + torch.rand(8, 1))
+    assert_rows(logits, ids, one, 0.0)
+    _, lse, entropy = rows_forward(logits, ids, one, 0.0, config=SMALL)
+    one_number, out = torch.stack([lse.sum(1), torch.zeros(8)], 1), torch.empty(8, 200)
+    c, e = torch.randn(2, 8)
+    rows_backward(logits, ids, one, 0.0, one_number, entropy, c, e, out, config=SMALL)
+    plain = plain_gradient(logits, ids, one, 0.0, c, e)
+    exact = plain_gradient(logits.double(), ids, one.double(), 0.0, c.double(), e.double())
+    with pytest.raises(AssertionError, match="error .* above"):
+        assert_as_exact_as_torch(out, plain, exact, factor=3)
+
+
 def test_an_offset_common_to_the_row_costs_the_log_prob_nothing():
     logits, ids = torch.randint(-64, 64, (4, 100)) / 16, torch.tensor([0, 1, 50, 99])
     near, far = (rows_forward(logits + offset, ids, torch.ones(4), 0.0, config=SMALL) for offset in (0.0, 2.0**14))
-    assert torch.equal(near[0], far[0]) and torch.equal(near[2], far[2])
+    assert torch.equal(near[0], far[0]) and torch.equal(near[1] + torch.tensor([2.0**14, 0]), far[1]) and torch.equal(near[2], far[2])
 
 
 def test_a_certain_token_keeps_its_gradient():
@@ -129,11 +146,24 @@ def test_a_token_outside_the_vocabulary(token):
     """NaN log-prob and no read; in the backward: no target in these columns."""
     logits, one = rows("ordinary", 1, 40), torch.ones(1)
     log_probs, lse, entropy = rows_forward(logits, torch.tensor([token]), one, 0.0, config=SMALL)
-    _, exact_lse, exact_entropy = plain_rows(logits, torch.tensor([0]), one, 0.0)
-    assert log_probs.isnan().all() and torch.allclose(lse.sum(1), exact_lse) and torch.allclose(entropy, exact_entropy)
+    _, largest, log_sum, exact_entropy = plain_rows(logits, torch.tensor([0]), one, 0.0)
+    assert log_probs.isnan().all() and torch.equal(lse[:, 0], largest)
+    assert torch.allclose(lse[:, 1], log_sum) and torch.allclose(entropy, exact_entropy)
     out = torch.empty(1, 40)
     rows_backward(logits, torch.tensor([token]), one, 0.0, lse, entropy, one, 0 * one, out, config=SMALL)
     assert torch.allclose(out, -logits.softmax(-1), atol=1e-6)
+
+
+def test_slabs_of_the_vocabulary_share_one_log_sum_exp():
+    """A target outside the columns at hand leaves them without one. The pairs may have any strides."""
+    logits, ids, one, c, e = rows("offset", 4, 96), torch.tensor([0, 31, 32, 95]), torch.ones(4), torch.randn(4), torch.randn(4)
+    _, lse, entropy = rows_forward(logits, ids, one, 0.0, config=SMALL)
+    whole, slabs = torch.empty(4, 96), torch.empty(4, 96)
+    rows_backward(logits, ids, one, 0.0, lse, entropy, c, e, whole, config=SMALL)
+    for columns in (slice(0, 32), slice(32, 96)):
+        given = logits[:, columns], ids - columns.start, one, 0.0, lse.T.contiguous().T, entropy, c, e
+        rows_backward(*given, slabs[:, columns], config=SMALL)
+    assert torch.equal(slabs, whole)
 
 
 @pytest.mark.parametrize("position", [0, 31, 32, 63, 64, 69])
@@ -143,7 +173,7 @@ def test_nan_and_infinity_show_wherever_they_stand(value, position):
     logits[0, position] = value
     ids, one = torch.tensor([5, 5]), torch.ones(2)
     got = rows_forward(logits, ids, one, 0.0, config=SMALL)
-    assert all(result[0].isnan() for result in (got[0], got[2])) and all(result[1].isfinite() for result in got)
+    assert all(result[0].isnan() for result in (got[0], got[1][:, 1], got[2])) and all(result[1].isfinite().all() for result in got)
     out = torch.empty(2, 70)
     rows_backward(logits, ids, one, 0.0, got[1], got[2], one, one, out, config=SMALL)
     assert out[0].isnan().any() and out[1].isfinite().all()
@@ -152,16 +182,19 @@ def test_nan_and_infinity_show_wherever_they_stand(value, position):
 def test_a_row_without_any_possible_token_is_nan():
     logits, one = torch.full((1, 70), -INF), torch.ones(1)
     log_probs, lse, entropy = rows_forward(logits, torch.tensor([3]), one, 0.0, config=SMALL)
-    assert log_probs.isnan() and entropy.isnan() and lse.sum() == -INF
+    assert log_probs.isnan() and entropy.isnan() and (lse == -INF).all()
+    out = torch.empty(1, 70)
+    rows_backward(logits, torch.tensor([3]), one, 0.0, lse, entropy, one, 0 * one, out, config=SMALL)
+    assert out.isnan().all()
 
 
 def test_a_row_without_gradient_gives_exact_zeros_whatever_it_holds():
     logits = torch.full((2, 70), float("nan"))
-    one, nan = torch.ones(2), torch.full((2,), float("nan"))
+    one, nan, lse = torch.ones(2), torch.full((2,), float("nan")), torch.full((2, 2), float("nan"))
     out = torch.full((2, 70), 7.0)
-    rows_backward(logits, torch.tensor([3, 69]), one, 0.0, nan, nan, torch.tensor([0.0, -0.0]), torch.zeros(2), out, config=SMALL)
+    rows_backward(logits, torch.tensor([3, 69]), one, 0.0, lse, nan, torch.tensor([0.0, -0.0]), torch.zeros(2), out, config=SMALL)
     assert torch.equal(out, torch.zeros(2, 70))
-    rows_backward(logits, torch.tensor([3, 69]), one, 0.0, nan, nan, nan, torch.zeros(2), out, config=SMALL)
+    rows_backward(logits, torch.tensor([3, 69]), one, 0.0, lse, nan, nan, torch.zeros(2), out, config=SMALL)
     assert out.isnan().all()  # a NaN coefficient is a fault to show, not a zero
 
 
@@ -198,13 +231,15 @@ def test_the_shipped_configuration_runs_too():
 
 def test_no_rows():
     empty, none = torch.empty(0, 9), torch.empty(0)
-    assert [result.shape for result in rows_forward(empty, none.long(), none, 0.0)] == [(0,)] * 3
-    rows_backward(empty, none.long(), none, 0.0, none, none, none, none, empty)
+    assert [result.shape for result in rows_forward(empty, none.long(), none, 0.0)] == [(0,), (0, 2), (0,)]
+    rows_backward(empty, none.long(), none, 0.0, torch.empty(0, 2), none, none, none, empty)
 
 
 def test_wrong_arguments_say_what_is_wrong():
     logits, ids, one = torch.zeros(3, 8), torch.zeros(3, dtype=torch.int64), torch.ones(3)
-    backward = ids, one, 0.0, one, one, one, one
+    backward = ids, one, 0.0, torch.ones(3, 2), one, one, one
+    with pytest.raises(ValueError, match=r"rows_backward: lse must be \(3, 2\) on cpu, got \(3,\) float32 on cpu; pass what rows_forward"):
+        rows_backward(logits, ids, one, 0.0, one, one, one, one, torch.zeros(3, 8))
     with pytest.raises(ValueError, match=r"rows_backward: out must be logits itself without source_rows.*overlapping"):
         rows_backward(logits, *backward, logits, torch.arange(3))
     with pytest.raises(ValueError, match="rows_backward: out must be logits itself"):

@@ -20,7 +20,7 @@ from gigpo_fast.kernels import clip_loss
 from gigpo_fast.kernels.clip_loss import clip_rows_forward
 from gigpo_fast.kernels.configs import Config
 from gigpo_fast.kernels.rows_backward import rows_backward
-from tests.interpreter_helpers import assert_as_exact_as_torch, plain_gradient, plain_rows, program_order
+from tests.interpreter_helpers import apart, assert_as_exact_as_torch, plain_gradient, plain_rows, program_order
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 SMALL, INF, NAN = Config(8, 1, 1), float("inf"), float("nan")
@@ -104,7 +104,7 @@ def tokens_kernel(
 @pytest.mark.parametrize("log_ratio_clip", LOG_RATIO_CLIPS)
 def test_every_combination_of_options(dual, ceiling, log_ratio_clip):
     logits, ids, scale, A, old, ref, w = batch()
-    lp, _, H = plain_rows(logits, ids, scale, 0.0)
+    lp, _, _, H = plain_rows(logits, ids, scale, 0.0)
     for kl, eta, on_policy in itertools.product(KLS, (0.0, 0.0625), (False, True)):
         options = {**DEFAULTS, "dual": dual, "ceiling": ceiling, **log_ratio_clip, **kl, "entropy_coefficient": eta}
         numbers = clip_loss.kernel_numbers(**options)
@@ -120,10 +120,12 @@ def test_every_combination_of_options(dual, ceiling, log_ratio_clip):
 @pytest.mark.parametrize("options", [KLS[0], {**KLS[3], **LOG_RATIO_CLIPS[1], "dual": 3.0, "ceiling": 2.0, "entropy_coefficient": 0.0625}])
 def test_the_row_kernel_gives_the_formula_its_arguments(options, on_policy):
     logits, ids, scale, A, old, ref, w = batch()
-    lp, lse, H = plain_rows(logits, ids, scale, 0.0)
+    lp, largest, log_sum, H = plain_rows(logits, ids, scale, 0.0)
     old = None if on_policy else old
     got = clip_rows_forward(logits, ids, scale, 0.0, A, old, ref, w, **DEFAULTS | options, config=SMALL)
-    for name, value, exact in zip(got._fields, got, (lp, lse, H, *expected(lp, H, A, old, ref, w, **DEFAULTS | options)), strict=False):
+    by_formula = lp, largest, log_sum, H, *expected(lp, H, A, old, ref, w, **DEFAULTS | options)
+    names = "log_probs", "largest", "log_sum", "entropy", "losses", "d_log_probs", "d_entropy"
+    for name, value, exact in zip(names, apart(*got[:-1]), by_formula, strict=True):
         assert torch.allclose(value, exact, rtol=1e-11, atol=1e-11), name
 
 
@@ -131,7 +133,7 @@ def test_the_row_kernel_gives_the_formula_its_arguments(options, on_policy):
 def test_ties_share_the_gradient_as_in_torch(options):
     """On-policy the ratio is exactly 1, so these bounds are hit exactly."""
     logits, ids, scale, A, _, ref, w = batch()
-    lp, _, H = plain_rows(logits, ids, scale, 0.0)
+    lp, _, _, H = plain_rows(logits, ids, scale, 0.0)
     got = clip_rows_forward(logits, ids, scale, 0.0, A, None, None, w, **DEFAULTS | options, config=SMALL)
     losses, c, _ = expected(lp, H, A, None, None, w, **DEFAULTS | options)
     assert torch.allclose(got.losses, losses, atol=1e-14) and torch.allclose(got.d_log_probs, c, atol=1e-14)
@@ -147,14 +149,14 @@ def test_single_precision_is_as_exact_as_torch(dtype, tanh_in):
     plain, exact = [], []
     both = (plain, torch.float32), (exact, torch.float64)
     for results, wide in both:
-        lp, lse, H = plain_rows(logits.to(wide), ids, scale.to(wide), tanh_in)
-        results += [lp, lse, H, *expected(lp, H, *(value.to(wide) for value in (A, old, ref, w)), **options)]
-    for value, by_torch, by_double in zip((got[0], got.lse.sum(1), *got[2:]), plain, exact, strict=False):
+        lp, largest, log_sum, H = plain_rows(logits.to(wide), ids, scale.to(wide), tanh_in)
+        results += [lp, largest, log_sum, H, *expected(lp, H, *(value.to(wide) for value in (A, old, ref, w)), **options)]
+    for value, by_torch, by_double in zip(apart(*got[:-1]), plain, exact, strict=True):
         assert_as_exact_as_torch(value, by_torch, by_double, factor=2)
 
     out = torch.empty_like(logits, dtype=torch.float32)
     rows_backward(logits, ids, scale, tanh_in, got.lse, got.entropy, got.d_log_probs, got.d_entropy, out, config=SMALL)
-    gradients = [plain_gradient(logits.to(wide), ids, scale.to(wide), tanh_in, *results[4:6]) for results, wide in both]
+    gradients = [plain_gradient(logits.to(wide), ids, scale.to(wide), tanh_in, *results[5:7]) for results, wide in both]
     assert_as_exact_as_torch(out, *gradients, factor=3)
 
 

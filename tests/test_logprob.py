@@ -37,18 +37,20 @@ def pulled(outputs, leaves, seed=0):
     return [output.detach() for output in outputs], gradients
 
 
-def check(got, oracle, plain, dtype, name=""):
+def check(got, oracle, plain, dtype, *, transformed=0.0):
     """The rule for log_probs, entropy and every gradient. Floors: 8 roundings (float64: 512) of the largest entry (entropy: at least of 1, since
-    a sum of probabilities is rounded at 1), and the rounding of the output itself."""
+    a sum of probabilities is rounded at 1), and the rounding of the output itself. `transformed` is the largest |z| where z is not the
+    logit itself: two roundings of it, which decide where two huge logits are nearly equal, fall in every order of the operations as they like."""
     count = 512 if dtype == torch.float64 else 8
+    huge = torch.finfo(compute(dtype)).eps * transformed
     for label, ours, exact, own in zip(("log_probs", "entropy"), got[0], oracle[0], plain[0]):
         assert ours.dtype == compute(dtype)
         scale = exact.abs().clamp(min=1.0) if label == "entropy" else exact
-        assert_no_worse_than(f"{name} {label}", ours, exact, own, factor=VALUE, floor=roundings(scale, compute(dtype), count))
+        assert_no_worse_than(label, ours, exact, own, factor=VALUE, floor=roundings(scale, compute(dtype), count) + huge)
     for at, (ours, exact, own) in enumerate(zip(got[1], oracle[1], plain[1])):
         assert ours.dtype == dtype
         floor = roundings(exact, compute(dtype), count) + (roundings(exact, dtype, 1) if dtype != compute(dtype) else 0.0)
-        assert_no_worse_than(f"{name} gradient {at}", ours, exact, own, factor=GRADIENT, floor=floor)
+        assert_no_worse_than(f"gradient {at}", ours, exact, own, factor=GRADIENT, floor=floor + huge)
 
 
 def leaf(value, dtype):
@@ -61,13 +63,14 @@ def leaf(value, dtype):
 @pytest.mark.parametrize("size", [0.01, 5.0, 160.0])
 def test_from_logits(size, head, dtype, path):
     """Three scales of logits, three leading dimensions."""
-    logits = (size * torch.randn(2, 3, 4, 37)).to(dtype)
-    ids = torch.randint(31, (2, 3, 4))
+    logits = (size * torch.randn(2, 5, 8, 37)).to(dtype)
+    ids = torch.randint(31, (2, 5, 8))
     mine, exact, own = leaf(logits, dtype), leaf(logits, torch.float64), leaf(logits, dtype)
     with backend.use(path):
         got = pulled(token_log_probs(mine, ids, **HEADS[head]), [mine])
     oracle = pulled(reference.token_log_probs(exact, ids, **HEADS[head]), [exact])
-    check(got, oracle, pulled(reference.token_log_probs(own.to(compute(dtype)), ids, **HEADS[head]), [own]), dtype)
+    plain = pulled(reference.token_log_probs(own.to(compute(dtype)), ids, **HEADS[head]), [own])
+    check(got, oracle, plain, dtype, transformed=float(logits.abs().max()) * 1.7 / 0.6 if head == "scaled" else 0.0)
 
 
 @pytest.mark.parametrize("path", PATHS)

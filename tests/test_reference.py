@@ -130,7 +130,7 @@ def test_metrics_by_hand():
 def test_infinite_log_probs_have_no_policy_term():
     new = tensor(-math.inf, -1.0, -1.0).requires_grad_()
     out = policy_loss(new, tensor(1.0, 1.0, 1.0), torch.ones(3, dtype=torch.bool), old_log_probs=tensor(-1.0, -math.inf, -1.0))
-    assert float(out.loss.detach()) == pytest.approx(-1 / 3) and out.metrics["nonfinite_tokens"] == 1.0
+    assert float(out.loss.detach()) == pytest.approx(-1 / 3) and out.metrics["nonfinite_tokens"] == 2.0
     assert torch.autograd.grad(out.loss, new)[0].tolist() == pytest.approx([0.0, 0.0, -1 / 3])
 
 

@@ -38,6 +38,8 @@ class FusedLoss:
         self.loss = hidden.new_zeros((), dtype=dtype)
         self.metrics: list[Tensor] = []
         self.triton = scores_on_gpu_kernels(hidden.device)
+        # Where every token of a stretch is trained, its hidden states are a view and need no gathering. Asking a GPU would wait for it.
+        self.contiguous = hidden.device.type == "cpu" and rows.shape[0] > 0 and bool((rows.diff() == 1).all())
         self.twin = twin_options(objective) if self.triton else None
 
     def d_weight(self) -> Tensor | None:
@@ -54,7 +56,7 @@ class FusedLoss:
 
     def one_pass(self, start: int, stop: int) -> None:
         """Tokens start .. stop of the plan, complete in themselves: forward and backward from the same logits."""
-        hidden = self.hidden.index_select(0, self.rows[start:stop])
+        hidden = self._hidden_of(start, stop)
         token_ids, scale = self.token_ids[start:stop], self.scale[start:stop]
         if self.twin is None:
             logits, log_probs, lse, entropy = score(hidden, token_ids, scale, self.head, self.buffer)
@@ -70,12 +72,15 @@ class FusedLoss:
         rows = ScoredRows(hidden, token_ids, scale, lse, entropy, c, e)
         rows = ScoredRows(*(tensor[: stop - start] if active is None else tensor.index_select(0, active) for tensor in rows))
         d_hidden = self.gradients.add_chunk(logits, rows, self.head, active)
+        if active is None and self.contiguous and d_hidden is not None:
+            self.d_hidden[int(self.rows[start]) :][: stop - start] = d_hidden
+            return
         self._store(d_hidden, self.rows[start:stop] if active is None else self.rows[start:stop].index_select(0, active))
 
     def two_passes(self, start: int, stop: int, most: int, budget: int) -> None:
         """Tokens that need each other and do not fit into one chunk: score all, evaluate, recompute."""
         scored = [
-            score(self.hidden.index_select(0, self.rows[a:b]), self.token_ids[a:b], self.scale[a:b], self.head, self.buffer)[1:]
+            score(self._hidden_of(a, b), self.token_ids[a:b], self.scale[a:b], self.head, self.buffer)[1:]
             for a, b in split(start, stop, most)
         ]
         log_probs, lse, entropy = (torch.cat(parts) for parts in zip(*scored))
@@ -110,6 +115,11 @@ class FusedLoss:
             return None, stop
         wanted = ((c != 0) | (e != 0))[: max(stop - start, 0)]  # NaN is not 0 and stays
         return (None, stop) if bool(wanted.all()) else (wanted.nonzero().squeeze(1), stop)
+
+    def _hidden_of(self, start: int, stop: int) -> Tensor:
+        if self.contiguous:
+            return self.hidden[int(self.rows[start]) :][: stop - start]
+        return self.hidden.index_select(0, self.rows[start:stop])
 
     def _store(self, d_hidden: Tensor | None, places: Tensor) -> None:
         if d_hidden is not None:

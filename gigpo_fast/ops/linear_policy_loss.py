@@ -88,6 +88,14 @@ def _(d_loss, d_hidden, d_weight, d_bias, hidden, weight, bias):
 no_double_backward(_backward_op, "linear_policy_loss")
 
 
+def _last_use(d_loss: Tensor, held: Tensor) -> bool:
+    """True if this backward is eager and frees the graph: then the held gradients are scaled in place and handed over, not copied."""
+    if torch.is_grad_enabled() or type(d_loss) is not Tensor or type(held) is not Tensor or torch.compiler.is_compiling():
+        return False
+    keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return keeps_graph is not None and not keeps_graph()
+
+
 def _setup(ctx, inputs, output):
     ctx.need, ctx.extras = inputs[-2], len(inputs[16])
     _, metrics, d_hidden, d_weight, d_bias = output
@@ -97,7 +105,11 @@ def _setup(ctx, inputs, output):
 
 
 def _backward(ctx, d_loss, *_):
-    found = torch.ops.gigpo_fast.linear_policy_loss_backward(d_loss, *ctx.saved_tensors)
+    saved = ctx.saved_tensors
+    if _last_use(d_loss, saved[0]):
+        found = [gradient.mul_(d_loss).to(like.dtype) if needed else None for gradient, like, needed in zip(saved[:3], saved[3:], ctx.need)]
+    else:
+        found = torch.ops.gigpo_fast.linear_policy_loss_backward(d_loss, *saved)
     gradients = [gradient if needed else None for gradient, needed in zip(found, ctx.need)]
     return *gradients, *(None,) * 13, [None] * ctx.extras, *(None,) * 5
 

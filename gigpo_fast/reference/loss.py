@@ -96,7 +96,7 @@ def policy_loss(
         terms.append(loss)
         clips = surrogate == "clip"
         seen.append({
-            "nonfinite_tokens": float(not math.isfinite(_value(new[t]))),
+            "nonfinite_tokens": float(t in dropped or not math.isfinite(_value(new[t]))),
             "clip_fraction_low": float(clips and A[t] < 0 and _value(capped) < 1 - clip_low),
             "clip_fraction_high": float(clips and A[t] > 0 and _value(capped) > 1 + clip_high),
             "dual_clip_fraction": float(clips and dual is not None and A[t] < 0 and max(_value(capped), 1 - clip_low) > dual),
