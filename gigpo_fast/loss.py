@@ -101,7 +101,8 @@ def linear_policy_loss(
     and that do not fit into a chunk take 8NVH. Low-precision operands are multiplied into fp32 logits; all row
     arithmetic is fp32 (fp64 for fp64); d_weight is summed in fp32 and rounded once.
     Peak memory beside inputs: chunk_bytes (default 256 MiB on a CPU; on a GPU 1 GiB or what 4096 rows need) + N x H of
-    d_hidden + V x H x 4 bytes of d_weight while it is summed (and the rounded copy for low precision).
+    d_hidden + V x H x 4 bytes of d_weight while it is summed (and the rounded copy for low precision); a sequence that takes
+    two passes adds its tokens x H x (4 + the hidden's item size).
     Raises as `policy_loss` does, for a head that is sharded, quantised or of another dtype, and on a backward through the backward.
     """
     function = "linear_policy_loss"

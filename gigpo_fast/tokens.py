@@ -80,8 +80,8 @@ def _check_values(function: str, mask: Tensor, tensors: dict[str, Tensor | None]
     if not checks.full_validation():
         return
     for name, value in tensors.items():
-        wrong = None if value is None else mask & (~torch.isfinite(value) if name == "advantages" else torch.isnan(value))
+        wrong = None if value is None else mask & ~torch.isfinite(value)
         if wrong is not None and bool(wrong.any()):
             first = wrong.nonzero()[0].tolist()
-            checks.fail(function, name, "no NaN at trained tokens" if name != "advantages" else "finite at trained tokens",
+            checks.fail(function, name, "finite at trained tokens",
                         f"{float(value[tuple(first)])} at {first} ({int(wrong.sum())} in all)", "mask such tokens out, or find where they come from")

@@ -1,7 +1,8 @@
 """Every shipped configuration of the row kernels, compiled ahead of time for every architecture, without a GPU.
 
 Each launcher is called with a recorder in the kernel's place, so what is compiled is exactly what it would launch. The compiler's output
-must hold what the design counts on: no spill, 128-bit loads, 64-bit row offsets, one exponential an element, no fp64, no float atomics.
+must hold what the design counts on: no spill, 128-bit loads, 64-bit row offsets, one exponential an element, no fp64, no float atomics, and
+no product fused into the subtraction of the row's maximum (the two passes over a row must see the same rounded number).
 """
 
 import itertools
@@ -134,6 +135,7 @@ def faults(kernel, options, arch, recorder, compiled, tmp_path):
     ttir = compiled.asm["ttir"]
     wide_offsets = len(re.findall(r"arith\.muli .*: i64", ttir))
     checks = {
+        "multiply-adds that the compiler may fuse": recorder.options["enable_fp_fusion"] is False,
         "spills": stack == 0 and local == 0,
         "more registers than two programs of 8 warps share": registers <= 128 or double,
         "more than 4 KiB of shared memory": compiled.metadata.shared <= 4096,
@@ -153,6 +155,7 @@ def faults(kernel, options, arch, recorder, compiled, tmp_path):
             checks["more than one exponential an element"] = exponentials <= each * a_thread + 6
             checks["exchanges between threads inside the loop"] = ptx.count("shfl.sync") <= 32
         checks["no barrier between reading the target and writing"] = "bar.sync" in ptx or kernel != "rows_backward"
+        checks["operations left open to fusion"] = not re.search(r"\b(mul|add|sub)\.f(32|64)\b", ptx)
         checks["atomics in the PTX"] = not re.search(r"\b(atom|red)\.", ptx)
     return row, [name for name, held in checks.items() if not held]
 

@@ -78,9 +78,9 @@ def test_every_kind_of_row(kind):
 @pytest.mark.parametrize("kind", ["offset", "certain"])
 def test_the_gradient_keeps_its_digits_where_the_log_sum_exp_is_large(kind):
     """As one float32 number, the log-sum-exp would be off by 5e-4 (around 1e4) or 1e-6 (around 30): seen here to break the rule."""
-    logits, ids, one = torch.randn(8, 200) + (1e4 if kind == "offset" else 20.0), torch.randint(200, (8,)), torch.ones(8)
-    if kind == "certain":  # p is 0.98: were it nearer to 1, the rounded number would be exact
-        logits.scatter_(1, ids[:, None], 30 + torch.rand(8, 1))
+    logits, ids, one = torch.randn(8, 200) + (1e4 if kind == "offset" else 0.0), torch.randint(200, (8,)), torch.ones(8)
+    if kind == "certain":  # p is 0.98, with one rival: were it nearer to 1, the rounded number would be exact
+        logits.scatter_(1, torch.stack([ids, (ids + 1) % 200], 1), torch.tensor([30.0, 26.0]) + torch.rand(8, 2))
     assert_rows(logits, ids, one, 0.0)
     _, lse, entropy = rows_forward(logits, ids, one, 0.0, config=SMALL)
     one_number, out = torch.stack([lse.sum(1), torch.zeros(8)], 1), torch.empty(8, 200)

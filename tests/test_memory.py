@@ -69,6 +69,7 @@ def test_linear_policy_loss(objective, size, dtype, path):
     keywords = {"ref_log_probs": torch.full_like(A, -1.0)} if objective.needs_reference else {"sequence_ids": torch.zeros_like(ids)}
     rounded = w.numel() * dtype.itemsize if dtype.itemsize < 4 else 0
     formula = chunk + h.numel() * dtype.itemsize + w.numel() * wide + rounded
+    formula += h.numel() * (wide + dtype.itemsize) if objective.needs_sequences else 0  # one sequence, in two passes
     with backend.use(path), counted() as seen:
         out = linear_policy_loss(h, w, ids, A, mask, old_log_probs=torch.zeros_like(A), objective=objective, chunk_bytes=chunk, **keywords)
         assert seen.peak <= formula + rows_temporaries(path, dtype) + small_change(len(ids)), f"forward: {seen.peak} of {formula}"

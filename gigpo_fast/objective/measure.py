@@ -18,7 +18,7 @@ def measure(objective: PolicyObjective, batch: TokenBatch, terms: TokenTerms, de
     def count(flags: Tensor) -> Tensor:
         return usable.total(flags.to(torch.float32))
 
-    nonfinite = ~torch.isfinite(usable.log_probs)
+    nonfinite = ~torch.isfinite(usable.log_probs) | terms.dropped
     means = {
         "clip_fraction_low": (count(clipped.low), tokens),
         "clip_fraction_high": (count(clipped.high), tokens),

@@ -62,6 +62,6 @@ def score_with_twin(
     if objective.divergence is not None:
         means["ref_kl"] = (objective.divergence.estimator.value(rows.log_probs, batch.ref_log_probs).sum(), tokens)
     largest = torch.cat([log_ratio.exp(), log_ratio.new_zeros(1)]).amax()
-    sums = {"loss_sum": loss * denominator, "n_active": tokens, "nonfinite_tokens": (~torch.isfinite(rows.log_probs)).sum()}
+    sums = {"loss_sum": loss * denominator, "n_active": tokens, "nonfinite_tokens": (~torch.isfinite(rows.log_probs) | ~usable).sum()}
     packed = metrics.pack(sums, means, {"denominator": denominator, "ratio_max": largest}, loss)
     return rows.lse, rows.entropy, Differentiated(loss, rows.d_log_probs, rows.d_entropy, packed)

@@ -88,6 +88,7 @@ class FusedLoss:
         active, stop = self._active(c, e, start, min(stop, self.n_backward))
         if stop <= start:
             return
+        self.buffer = None  # the recomputation has slabs of its own
         places = self.rows[start:stop] if active is None else self.rows[start:stop].index_select(0, active)
         parts = (self.token_ids[start:stop], self.scale[start:stop], lse, entropy, c, e)
         parts = tuple(tensor[: stop - start] if active is None else tensor.index_select(0, active) for tensor in parts)

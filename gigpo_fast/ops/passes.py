@@ -14,7 +14,6 @@ from .gemm import SLAB_COLUMNS, add_d_weight, compute_dtype, d_hidden_of, head_l
 from .rows import rows_for
 
 MINIMUM_ROWS = 16
-_MINIMUM_COLUMNS = 512
 
 
 class HeadTensors(NamedTuple):
@@ -119,10 +118,7 @@ def recompute_backward(rows: ScoredRows, head: HeadTensors, budget: int, need: l
     m, vocabulary = rows.hidden.shape[0], head.weight.shape[0]
     dtype = compute_dtype(head.weight.dtype)
     d_hidden = rows.hidden.new_zeros(rows.hidden.shape, dtype=dtype) if need[0] else None
-    operand = _operand(head.weight)
-    per_entry = dtype.itemsize + (0 if operand == dtype else operand.itemsize)
-    width = min(vocabulary, max(_MINIMUM_COLUMNS, budget // max(1, m * per_entry)))
-    height = max(MINIMUM_ROWS, budget // (width * per_entry))
+    width, height = _slab_shape(head.weight, budget)
     buffer = logits_buffer(min(m, height), head.weight[:width])
     for left, right in split(0, vocabulary, width):
         piece, slab = head.columns(slice(left, right)), Gradients(need)
@@ -137,6 +133,16 @@ def recompute_backward(rows: ScoredRows, head: HeadTensors, budget: int, need: l
         if slab.d_bias is not None:
             d_bias[left:right] += slab.d_bias.to(d_bias.dtype)
     return d_hidden
+
+
+def _slab_shape(weight: Tensor, budget: int) -> tuple[int, int]:
+    """(columns, rows) of a slab: half of the budget for what grows with the columns (d_weight), half for logits and d_hidden of a block."""
+    vocabulary, hidden = weight.shape
+    dtype, operand = compute_dtype(weight.dtype), _operand(weight)
+    per_column = hidden * dtype.itemsize * (2 if _upcasts(weight) else 1)
+    width = max(MINIMUM_ROWS, min(vocabulary, budget // 2 // per_column))
+    per_entry = dtype.itemsize + (0 if operand == dtype else operand.itemsize)
+    return width, max(MINIMUM_ROWS, budget // 2 // (width * per_entry + hidden * (dtype.itemsize + weight.dtype.itemsize)))
 
 
 def _operand(weight: Tensor) -> torch.dtype:
