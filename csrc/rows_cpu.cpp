@@ -124,7 +124,8 @@ void backward(const RowOps& ops, const Matrix& logits, const Matrix& out, const 
   const A* c = per_row<A>(d_log_probs, arithmetic_type<A>(), rows);
   const A* e = per_row<A>(d_entropy, arithmetic_type<A>(), rows);
   const auto one_row = [&](int64_t i, int64_t begin, int64_t end) {
-    backward_row<A>(ops, logits, out, source ? source[i] : i, i, begin, end, {token[i], s[i], l[2 * i], l[2 * i + 1], h[i], c[i], e[i]}, tanh_in);
+    const BackwardRow<A> row = {token[i], s[i], l[2 * i], l[2 * i + 1], h[i], c[i], e[i]};
+    backward_row<A>(ops, logits, out, source ? source[i] : i, i, begin, end, row, tanh_in);
   };
   if (source == nullptr) {
     torch::stable::parallel_for(0, rows, std::max<int64_t>(1, kGrain / out.columns), [&](int64_t begin, int64_t end) {

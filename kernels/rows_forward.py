@@ -17,7 +17,9 @@ def rows_forward_kernel(
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     token = tl.load(token_ids + row)
-    log_prob, peak, log_total, row_entropy = row_log_prob(logits + row * stride, token, V, tl.load(scale + row), TANH_IN, BLOCK, LANES, WIDTH)
+    log_prob, peak, log_total, row_entropy = row_log_prob(
+        logits + row * stride, token, V, tl.load(scale + row), TANH_IN, BLOCK, LANES, WIDTH
+    )
     tl.store(log_probs + row, log_prob)
     tl.store(lse + 2 * row, peak)
     tl.store(lse + 2 * row + 1, log_total)

@@ -47,7 +47,7 @@ AXES = {
 
 
 def covering_objectives() -> list[PolicyObjective]:
-    """A small set in which every pair of options of two blocks occurs together at least once."""
+    """A small set in which every pair of options of two blocks occurs together at least once; last the bare ones, which alone skip tokens."""
     missing = {((a, i), (b, j)) for a, b in combinations(AXES, 2) for i in range(len(AXES[a])) for j in range(len(AXES[b]))}
     draw, found = random.Random(0), []
     while missing:
@@ -59,7 +59,15 @@ def covering_objectives() -> list[PolicyObjective]:
         pick = max(picks, key=lambda entry: entry[0])[1]
         missing -= set(combinations(pick.items(), 2))
         found.append(PolicyObjective(**{name: AXES[name][at] for name, at in pick.items()}))
-    return found
+    return found + bare_objectives()
+
+
+def bare_objectives() -> list[PolicyObjective]:
+    """Without divergence and entropy bonus: zero advantage is zero work."""
+    return [
+        PolicyObjective(ratio, surrogate, aggregation=AXES["aggregation"][(i + j) % 5])
+        for i, ratio in enumerate(AXES["ratio"]) for j, surrogate in enumerate((Clip(0.2, 0.28), Clip(0.1, 0.4, dual=3.0, ceiling=4.0), Reinforce()))
+    ]  # fmt: skip
 
 
 def describe(objective: PolicyObjective) -> str:

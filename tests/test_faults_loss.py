@@ -367,6 +367,16 @@ def test_F53_a_frozen_head_has_no_gradient_buffer():
         assert (seen.largest >= 500 * 64) == trained
 
 
+def test_advantages_and_other_policies_are_constants():
+    """Even if they come with a graph, as advantages of a critic do: no gradient flows into them."""
+    b = make_batch((3, 4))
+    given = {name: getattr(b, name).clone().requires_grad_() for name in ("advantages", "old", "ref", "weights")}
+    objective = PolicyObjective(divergence=KLPenalty(0.1), weighting=TokenWeights())
+    for call in (run_policy, run_linear):
+        call(change(b, **given), objective)
+        assert all(value.grad is None for value in given.values())
+
+
 def test_no_warning_is_left():
     b = make_batch((3, 4))
     with warnings.catch_warnings():
