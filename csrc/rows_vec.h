@@ -157,14 +157,21 @@ template <class A>
 ROWS_TARGET static void sums(const A* z, int64_t count, A top, Ahead ahead, double* out) {
   typedef typename Lanes<A>::Vec V;
   constexpr int64_t L = Lanes<A>::kCount;
+  constexpr int64_t kGroup = 16 * L;  // short sums of short sums: beside one large term, hundreds of tiny ones would each be rounded away
   V weight{}, weighted{};
-  for (int64_t j = 0; j < count; j += L) {
-    fetch(ahead, j);
-    const V d = load<V>(z + j) - top;
-    const auto vanishes = d < smallest_exponent(d);
-    const V e = vanishes ? V{} : exponential(d);
-    weight = weight + e;
-    weighted = weighted + e * (vanishes ? V{} : d);
+  for (int64_t start = 0; start < count; start += kGroup) {
+    const int64_t end = start + kGroup < count ? start + kGroup : count;
+    V group{}, group_weighted{};
+    for (int64_t j = start; j < end; j += L) {
+      fetch(ahead, j);
+      const V d = load<V>(z + j) - top;
+      const auto vanishes = d < smallest_exponent(d);
+      const V e = vanishes ? V{} : exponential(d);
+      group = group + e;
+      group_weighted = group_weighted + e * (vanishes ? V{} : d);
+    }
+    weight = weight + group;
+    weighted = weighted + group_weighted;
   }
   for (int64_t i = 0; i < L; ++i) {
     out[0] += double(weight[i]);
