@@ -85,8 +85,9 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 
 
-def mask(function: str, value: Any, shape: tuple[int, ...], device: torch.device, *, name: str = "mask") -> Tensor:
-    """Check a mask: bool, the exact shape. A float mask is refused, because weights are something else."""
+def mask(function: str, value: Any, shape: tuple[int, ...] | None = None, device: torch.device | None = None, *, name: str = "mask") -> Tensor:
+    """Check a mask: bool, the exact shape if one is given. A float mask is refused, because weights are something else."""
+    shape = tuple(value.shape) if shape is None and isinstance(value, Tensor) else shape
     if isinstance(value, Tensor) and value.dtype != torch.bool:
         fail(
             function, name, f"{shape} bool (True = this token is trained)", value,

@@ -33,7 +33,7 @@ def global_denominator(
     ranks multiplies its loss by the world size itself. `per_sequence` counts this rank's sequences, for micro-batches
     that cut a sequence; pass the same `sequence_ids` numbers to the loss.
     """
-    checks.mask("global_denominator", mask, tuple(mask.shape), mask.device)
+    checks.mask("global_denominator", mask)
     sequences = sequences_of("global_denominator", mask, sequence_ids, needed=aggregation.needs_sequences)
     total = aggregation.count(mask, sequences).to(torch.float64)
     shared = torch.distributed.is_available() and torch.distributed.is_initialized()

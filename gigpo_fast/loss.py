@@ -16,7 +16,7 @@ from .objective.measure import measure
 from .objective.policy import token_terms
 from .ops import passes
 from .ops.linear_policy_loss import linear_policy_loss as _linear_policy_loss
-from .plan import Plan, plan_tokens, rows_that_matter
+from .plan import Plan, check_plan, plan_tokens, rows_that_matter
 from .recipes import recipe
 from .tokens import ready_tokens
 from .types import LossOutput
@@ -116,8 +116,8 @@ def linear_policy_loss(
         function, objective, shape, hidden.device, ready.scale.dtype, advantages, mask, old_log_probs, ref_log_probs, extras, sequence_ids, denominator
     )
     flat_ids = token_ids_checked(function, token_ids, shape, hidden.device, ready.weight.shape[0], mask)
-    if plan is not None and (plan.shape != shape or plan.scope != int(objective.scope)):
-        checks.fail(function, "plan", f"made by plan_tokens for shape {shape} and this objective", f"one for {plan.shape}", "make it anew for each batch")
+    if plan is not None:
+        check_plan(function, plan, mask, advantages, tokens.sequences, objective)
     grad = torch.is_grad_enabled()
     need = [grad and ready.hidden.requires_grad, grad and ready.weight.requires_grad, grad and ready.bias is not None and ready.bias.requires_grad]
     flat = lambda value: None if value is None else value.reshape(-1)  # noqa: E731

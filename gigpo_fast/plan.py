@@ -24,6 +24,7 @@ class Plan(NamedTuple):
     boundaries: Tensor  # (k + 1,) int64 on the CPU: where sequences start and end in `rows`; empty for token scope
     shape: tuple[int, ...]  # of the mask
     scope: int  # of the objective it was made for
+    skips: bool  # whether that objective vanishes at zero advantage, so that tokens were left out of the backward
 
 
 def plan_tokens(
@@ -39,12 +40,26 @@ def plan_tokens(
 
     Raises if shapes differ. Pass the plan to `linear_policy_loss` with the same mask, advantages and objective.
     """
-    checks.mask("plan_tokens", mask, tuple(mask.shape), mask.device)
+    checks.mask("plan_tokens", mask)
     checks.tensor("plan_tokens", "advantages", advantages, shape=tuple(mask.shape), dtypes=checks.FLOATS, device=mask.device,
                   fix="give one advantage a token (advantage.to_tokens)")
     sequences = sequences_of("plan_tokens", mask, sequence_ids, needed=objective.scope >= Scope.SEQUENCE)
     rows, n_backward, boundaries = order_tokens(mask.reshape(-1), advantages.reshape(-1), sequences, objective)
-    return Plan(rows, n_backward, boundaries, tuple(mask.shape), int(objective.scope))
+    return Plan(rows, n_backward, boundaries, tuple(mask.shape), int(objective.scope), objective.zero_at_zero_advantage)
+
+
+def check_plan(function: str, plan: Plan, mask: Tensor, advantages: Tensor, sequences: Sequences | None, objective: PolicyObjective) -> None:
+    """Refuse a plan of another batch or for an objective that needs more; which tokens it names is compared under full validation."""
+    expected, fix = f"made by plan_tokens for shape {tuple(mask.shape)} and this objective", "make it anew for each batch"
+    if plan.shape != tuple(mask.shape) or plan.scope != int(objective.scope):
+        checks.fail(function, "plan", expected, f"one for {plan.shape}", fix)
+    if plan.skips and not objective.zero_at_zero_advantage:
+        checks.fail(function, "plan", expected, "one that leaves out tokens at zero advantage, which this objective needs", fix)
+    if checks.full_validation():
+        rows, n_backward, _ = order_tokens(mask.reshape(-1), advantages.reshape(-1), sequences, objective)
+        scored = torch.equal(rows.sort().values, plan.rows.sort().values)
+        if not scored or not bool(torch.isin(rows[:n_backward], plan.rows[: plan.n_backward]).all()):
+            checks.fail(function, "plan", expected, "one that names other tokens", fix)
 
 
 def rows_that_matter(
@@ -63,7 +78,7 @@ def rows_that_matter(
     """
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         checks.fail("rows_that_matter", "mask", "(B, T) bool", mask, "packed tokens have no rows: use plan_tokens")
-    checks.mask("rows_that_matter", mask, tuple(mask.shape), mask.device)
+    checks.mask("rows_that_matter", mask)
     checks.tensor("rows_that_matter", "advantages", advantages, shape=tuple(mask.shape), dtypes=checks.FLOATS, device=mask.device,
                   fix="give one advantage a token (advantage.to_tokens)")
     sequences = sequences_of("rows_that_matter", mask, sequence_ids, needed=objective.scope >= Scope.SEQUENCE)

@@ -220,7 +220,7 @@ def test_discount_outside_its_range(gamma):
         (dict(valid=torch.ones(3, dtype=torch.bool)), r"valid must be \(4,\), got \(3,\) bool"),
         (dict(step=torch.zeros(4)), r"step must be \(4,\) int64 .*, got \(4,\) float32; number the steps"),
         (dict(step_returns=torch.zeros(4, 1)), r"step_returns must be \(4,\), got \(4, 1\) float32; pass one score a row"),
-        (dict(episode_scores=[0.0] * 4), r"episode_scores must be a torch.Tensor, got 'list .*; pass one score a row"),
+        (dict(episode_scores=[0.0] * 4), r"episode_scores must be a torch.Tensor, got list .*; pass one score a row"),
         (dict(step_returns=torch.zeros(4, dtype=torch.complex64)), r"step_returns must be real, got \(4,\) complex64"),
     ],
 )

@@ -8,7 +8,17 @@ from hypothesis import given
 from gigpo_fast.distributed import Denominator, global_denominator
 from gigpo_fast.head import Head
 from gigpo_fast.loss import LossOutput, linear_policy_loss
-from gigpo_fast.objective import Clip, EntropyBonus, KLPenalty, PolicyObjective, Reinforce, SequenceMeanTokenMean, SequenceRatio, TokenMean, TokenSum
+from gigpo_fast.objective import (
+    Clip,
+    EntropyBonus,
+    KLPenalty,
+    PolicyObjective,
+    Reinforce,
+    SequenceMeanTokenMean,
+    SequenceRatio,
+    TokenMean,
+    TokenSum,
+)
 from tests.loss_helpers import change, keywords_of, make_batch, per_token, run_linear, smallest_chunk
 from tests.tolerance import GRADIENT, assert_no_worse_than, assert_same_bits, error
 

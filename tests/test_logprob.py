@@ -100,6 +100,23 @@ def test_from_hidden_states(head, small, dtype, path):
     check(got, plain(torch.float64, False) if dtype == torch.float64 else exact_of(b, given), plain(dtype, True), dtype)
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_slabs_of_the_vocabulary(path):
+    """A backward that recomputes the logits in pieces of 512 columns and a few dozen rows, targets in all of them."""
+    b = make_batch((2, 100), vocabulary=1500, dtype=torch.float64)
+    assert len(b.token_ids.div(512, rounding_mode="floor").unique()) == 3
+
+    def run(**keywords):
+        leaves = [leaf(value, torch.float64) for value in (b.hidden, b.weight, b.bias)]
+        return pulled(linear_token_log_probs(leaves[0], Head(*leaves[1:], softcap=5.0), b.token_ids, temperature=0.7, **keywords), leaves)
+
+    with backend.use(path):
+        got = run(chunk_bytes=smallest_chunk(b))
+    want = exact_of(b, {"softcap": 5.0, "temperature": 0.7})
+    for ours, theirs in zip((*got[0], *got[1]), (*want[0], *want[1])):
+        assert error(ours, theirs) <= 1e-13 * max(1.0, float(theirs.abs().max()))
+
+
 def exact_of(b, given):
     own = [leaf(value, torch.float64) for value in (b.hidden, b.weight, b.bias)]
     features = {name: value for name, value in given.items()}

@@ -94,6 +94,17 @@ def test_linear_token_log_probs(size, dtype, path):
     assert seen.peak <= formula + results + slack, f"backward: {seen.peak} of {formula} + {results}"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_last_backward_copies_nothing(dtype):
+    """The gradients are there since the forward: a backward that frees the graph hands them over and fills no zeros beside them."""
+    h, w, ids, A, mask, chunk, _ = batch("wide hidden states", dtype)
+    with counted() as seen:
+        out = linear_policy_loss(h, w, ids, A, mask, objective=PolicyObjective(), chunk_bytes=chunk)
+        before = seen.peak = seen.now
+        out.loss.backward()
+    assert seen.peak - before <= small_change(len(ids))
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_token_log_probs_adds_only_the_gradient(path):
     logits, ids = torch.randn(400, 5000, requires_grad=True), torch.randint(5000, (400,))
