@@ -3,7 +3,7 @@
 A peer is a function of a Batch that returns the loss; one that is not installed says how to install it.
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,7 +17,9 @@ CLIP = 0.2
 
 def ours(batch: Batch) -> Tensor:
     """gigpo_fast.loss.linear_grpo_loss."""
-    return linear_grpo_loss(batch.hidden, batch.weight, batch.token_ids, batch.advantages, batch.mask, old_log_probs=batch.old_log_probs).loss
+    return linear_grpo_loss(
+        batch.hidden, batch.weight, batch.token_ids, batch.advantages, batch.mask, old_log_probs=batch.old_log_probs
+    ).loss
 
 
 def eager(batch: Batch) -> Tensor:
@@ -38,10 +40,18 @@ def eager_compacted(batch: Batch) -> Tensor:
 def liger(batch: Batch) -> Tensor:
     """Liger's LigerFusedLinearGRPOLoss, token mean ("bnpo"), compiled=False, its default chunk of one sequence."""
     chunked = pytest.importorskip("liger_kernel.chunked_loss", reason="pip install liger-kernel")
-    loss = chunked.LigerFusedLinearGRPOLoss(beta=0.0, compiled=False, use_ref_model=False, loss_type="bnpo", epsilon_low=CLIP, epsilon_high=CLIP)
+    loss = chunked.LigerFusedLinearGRPOLoss(
+        beta=0.0, compiled=False, use_ref_model=False, loss_type="bnpo", epsilon_low=CLIP, epsilon_high=CLIP
+    )
     loss.temperature = 1.0
-    return loss(batch.hidden, batch.weight, batch.token_ids, batch.mask.float(), batch.advantages[:, 0].contiguous(),
-                old_per_token_logps=batch.old_log_probs)[0]
+    return loss(
+        batch.hidden,
+        batch.weight,
+        batch.token_ids,
+        batch.mask.float(),
+        batch.advantages[:, 0].contiguous(),
+        old_per_token_logps=batch.old_log_probs,
+    )[0]
 
 
 def _clipped(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:

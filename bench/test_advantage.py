@@ -1,6 +1,6 @@
 """Returns and both advantage levels of 16,384 steps, against the loops that one would write first.
 
-    pytest bench/test_advantage.py --benchmark-only
+pytest bench/test_advantage.py --benchmark-only
 """
 
 import pytest

@@ -53,7 +53,9 @@ def test_ours(benchmark, case, report_ratio):
     own = lambda: step(peers.ours, batch)  # noqa: E731
     benchmark.extra_info |= {"error": errors(batch, own(), expected), "peak_bytes": peak_bytes(own)}
     ratio = paired(benchmark, lambda: peers.bare_gemms(batch), own)
-    report_ratio(f"{shape.name:>6}  {'three bare GEMMs':<16} {ratio:5.2f}x   ours: peak memory {_mebibytes(benchmark.extra_info['peak_bytes'])}")
+    report_ratio(
+        f"{shape.name:>6}  {'three bare GEMMs':<16} {ratio:5.2f}x   ours: peak memory {_mebibytes(benchmark.extra_info['peak_bytes'])}"
+    )
 
 
 def _mebibytes(number: int | None) -> str:

@@ -3,7 +3,7 @@
 import pathlib
 import statistics
 import time
-from typing import Callable
+from collections.abc import Callable
 
 
 def paired(benchmark, peer: Callable[[], None], ours: Callable[[], None], *, rounds: int = 5) -> float:

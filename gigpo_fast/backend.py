@@ -48,7 +48,7 @@ def choose(device: torch.device) -> str:
         return "native" if why_not_native(device) is None else "torch"
     reason = {"triton": why_not_triton, "native": why_not_native}.get(name, lambda device: None)(device)
     if reason is not None:
-        raise RuntimeError(f"backend: {name!r} was asked for but cannot run on {device}: {reason}; use backend \"auto\" or mend that")
+        raise RuntimeError(f'backend: {name!r} was asked for but cannot run on {device}: {reason}; use backend "auto" or mend that')
     return name
 
 

@@ -23,7 +23,7 @@ def validation(level: str):
     The default outside any block is the environment variable GIGPO_FAST_VALIDATE, else "metadata".
     """
     if level not in _LEVELS:
-        raise ValueError(f"validation: level must be one of {_LEVELS}, got {level!r}; use \"full\" while debugging")
+        raise ValueError(f'validation: level must be one of {_LEVELS}, got {level!r}; use "full" while debugging')
     token = _validation.set(level)
     try:
         yield
@@ -85,20 +85,32 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 
 
-def mask(function: str, value: Any, shape: tuple[int, ...] | None = None, device: torch.device | None = None, *, name: str = "mask") -> Tensor:
+def mask(
+    function: str, value: Any, shape: tuple[int, ...] | None = None, device: torch.device | None = None, *, name: str = "mask"
+) -> Tensor:
     """Check a mask: bool, the exact shape if one is given. A float mask is refused, because weights are something else."""
     shape = tuple(value.shape) if shape is None and isinstance(value, Tensor) else shape
     if isinstance(value, Tensor) and value.dtype != torch.bool:
         fail(
-            function, name, f"{shape} bool (True = this token is trained)", value,
-            'use mask.bool(); soft weights belong in extras={"weights": ...} with objective weighting=TokenWeights()', error=TypeError,
+            function,
+            name,
+            f"{shape} bool (True = this token is trained)",
+            value,
+            'use mask.bool(); soft weights belong in extras={"weights": ...} with objective weighting=TokenWeights()',
+            error=TypeError,
         )
     return tensor(function, name, value, shape=shape, device=device, fix="build it from the tokens that are trained, one bool a token")
 
 
 def number(function: str, name: str, value: Any, *, above: float | None = None, at_least: float | None = None, fix: str) -> float:
     """Check a finite Python number with a lower bound."""
-    bound = f"a finite number > {above}" if above is not None else f"a finite number >= {at_least}" if at_least is not None else "a finite number"
+    bound = (
+        f"a finite number > {above}"
+        if above is not None
+        else f"a finite number >= {at_least}"
+        if at_least is not None
+        else "a finite number"
+    )
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         fail(function, name, bound, value, fix, error=TypeError)
     if not (float("-inf") < value < float("inf")) or (above is not None and value <= above) or (at_least is not None and value < at_least):

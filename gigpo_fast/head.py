@@ -9,7 +9,11 @@ from . import checks
 
 
 class Head(NamedTuple):
-    """logits = softcap * tanh((hidden @ weight.T + bias) * logit_scale / softcap) / temperature, without softcap: (...) * logit_scale / temperature.
+    """What a model does from its last hidden state to its logits.
+
+        z = (hidden @ weight.T + bias) * logit_scale
+        z = softcap * tanh(z / softcap) if softcap else z
+        logits = z[:, :vocab_size] / temperature
 
     Columns from vocab_size on are padding: they are never sampled and do not enter the softmax.
     """
@@ -36,19 +40,34 @@ def ready_head(function: str, hidden: Tensor, head: Tensor | Head, temperature: 
     """Check hidden, head and temperature against each other and flatten them; `leading` is the shape of the tokens."""
     head = head if isinstance(head, Head) else Head(head)
     _check_weight(function, head)
-    checks.tensor(function, "hidden", hidden, shape=(*leading, head.weight.shape[1]), dtypes=checks.FLOATS, device=head.weight.device,
-                  fix="hidden and token_ids need equal leading shapes (nothing is shifted here), and hidden the head's H")
+    checks.tensor(
+        function,
+        "hidden",
+        hidden,
+        shape=(*leading, head.weight.shape[1]),
+        dtypes=checks.FLOATS,
+        device=head.weight.device,
+        fix="hidden and token_ids need equal leading shapes (nothing is shifted here), and hidden the head's H",
+    )
     weight, bias = head.weight, head.bias
     if head.vocab_size is not None:
         if isinstance(head.vocab_size, bool) or not isinstance(head.vocab_size, int) or not 0 < head.vocab_size <= weight.shape[0]:
-            checks.fail(function, "head.vocab_size", f"an int in 1 .. {weight.shape[0]}", head.vocab_size, "pass the tokenizer's number of tokens")
+            checks.fail(
+                function, "head.vocab_size", f"an int in 1 .. {weight.shape[0]}", head.vocab_size, "pass the tokenizer's number of tokens"
+            )
         weight, bias = weight[: head.vocab_size], None if bias is None else bias[: head.vocab_size]
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     if hidden.dtype != weight.dtype:
-        checks.fail(function, "hidden", f"of the head's dtype {str(weight.dtype).removeprefix('torch.')}", hidden,
-                    "cast one of them, or call under torch.autocast, which casts both", error=TypeError)
+        checks.fail(
+            function,
+            "hidden",
+            f"of the head's dtype {str(weight.dtype).removeprefix('torch.')}",
+            hidden,
+            "cast one of them, or call under torch.autocast, which casts both",
+            error=TypeError,
+        )
     scale, tanh_in = row_scale(function, temperature, head.logit_scale, head.softcap, leading, hidden)
     return ReadyHead(hidden.reshape(-1, hidden.shape[-1]), weight, bias, scale, tanh_in)
 
@@ -64,10 +83,19 @@ def row_scale(
         outer = checks.number(function, "softcap", softcap, above=0, fix="Gemma 2 uses 30.0; None for no softcap")
         tanh_in = logit_scale / outer
     if isinstance(temperature, Tensor):
-        checks.tensor(function, "temperature", temperature, shape=leading, dtypes=checks.FLOATS, device=like.device,
-                      fix="a float for all tokens, or one number a token")
+        checks.tensor(
+            function,
+            "temperature",
+            temperature,
+            shape=leading,
+            dtypes=checks.FLOATS,
+            device=like.device,
+            fix="a float for all tokens, or one number a token",
+        )
         if checks.full_validation() and not bool((temperature > 0).all()):
-            checks.fail(function, "temperature", "> 0 at every token", f"minimum {float(temperature.min())}", "use the sampler's temperature")
+            checks.fail(
+                function, "temperature", "> 0 at every token", f"minimum {float(temperature.min())}", "use the sampler's temperature"
+            )
         return (outer / temperature.reshape(-1).to(torch.float64)).to(dtype), tanh_in
     temperature = checks.number(function, "temperature", temperature, above=0, fix="use the temperature the tokens were sampled with")
     tokens = 1
@@ -76,10 +104,19 @@ def row_scale(
     return torch.full((tokens,), outer / temperature, dtype=dtype, device=like.device), tanh_in
 
 
-def token_ids_checked(function: str, token_ids: Tensor, leading: tuple[int, ...], device: torch.device, vocabulary: int, mask: Tensor | None) -> Tensor:
+def token_ids_checked(
+    function: str, token_ids: Tensor, leading: tuple[int, ...], device: torch.device, vocabulary: int, mask: Tensor | None
+) -> Tensor:
     """(N,) int64; under full validation every trained id must be in the vocabulary. Ids at untrained tokens may be anything."""
-    checks.tensor(function, "token_ids", token_ids, shape=leading, dtypes=(torch.int64, torch.int32), device=device,
-                  fix="one id a token, already shifted to the logits that predict it")
+    checks.tensor(
+        function,
+        "token_ids",
+        token_ids,
+        shape=leading,
+        dtypes=(torch.int64, torch.int32),
+        device=device,
+        fix="one id a token, already shifted to the logits that predict it",
+    )
     flat = token_ids.reshape(-1).to(torch.int64)
     if checks.full_validation():
         wrong = (flat < 0) | (flat >= vocabulary)
@@ -87,27 +124,65 @@ def token_ids_checked(function: str, token_ids: Tensor, leading: tuple[int, ...]
             wrong &= mask.reshape(-1)
         if bool(wrong.any()):
             first = int(wrong.nonzero()[0])
-            checks.fail(function, "token_ids", f"in 0 .. {vocabulary - 1} at every trained token", f"{int(flat[first])} at flat position {first}",
-                        "mask padding (-100 and the like) out, or check the tokenizer against the head")
+            checks.fail(
+                function,
+                "token_ids",
+                f"in 0 .. {vocabulary - 1} at every trained token",
+                f"{int(flat[first])} at flat position {first}",
+                "mask padding (-100 and the like) out, or check the tokenizer against the head",
+            )
     return flat
 
 
 def _check_weight(function: str, head: Head) -> None:
     weight = head.weight
     if not isinstance(weight, Tensor):
-        checks.fail(function, "head", "the head's weight (V, H) or a Head", f"{type(weight).__name__}",
-                    "pass model.lm_head.weight, or Head(weight=...) with what the model applies to its logits", error=TypeError)
+        checks.fail(
+            function,
+            "head",
+            "the head's weight (V, H) or a Head",
+            f"{type(weight).__name__}",
+            "pass model.lm_head.weight, or Head(weight=...) with what the model applies to its logits",
+            error=TypeError,
+        )
     kind = type(weight).__name__
     if kind == "DTensor":
-        checks.fail(function, "head.weight", "a plain tensor", "a DTensor",
-                    "call inside LinearPolicyLoss, which FSDP2 unshards, or pass weight.full_tensor(); it is never gathered silently", error=TypeError)
+        checks.fail(
+            function,
+            "head.weight",
+            "a plain tensor",
+            "a DTensor",
+            "call inside LinearPolicyLoss, which FSDP2 unshards, or pass weight.full_tensor(); it is never gathered silently",
+            error=TypeError,
+        )
     if weight.dim() != 2 or weight.numel() == 0:
-        checks.fail(function, "head.weight", "(V, H), not empty", weight,
-                    "a sharded parameter must be gathered first: deepspeed.zero.GatheredParameters(weight) or FSDP.summon_full_params(module)")
+        checks.fail(
+            function,
+            "head.weight",
+            "(V, H), not empty",
+            weight,
+            "a sharded parameter must be gathered first: deepspeed.zero.GatheredParameters(weight) or FSDP.summon_full_params(module)",
+        )
     if weight.dtype not in checks.FLOATS:
-        checks.fail(function, "head.weight", "float32, float64, bfloat16 or float16", weight, "dequantise the head: quantised weights have no gradient",
-                    error=TypeError)
+        checks.fail(
+            function,
+            "head.weight",
+            "float32, float64, bfloat16 or float16",
+            weight,
+            "dequantise the head: quantised weights have no gradient",
+            error=TypeError,
+        )
     if head.bias is not None:
-        checks.tensor(function, "head.bias", head.bias, shape=(weight.shape[0],), dtypes=(weight.dtype,), device=weight.device, fix="pass lm_head.bias")
+        checks.tensor(
+            function,
+            "head.bias",
+            head.bias,
+            shape=(weight.shape[0],),
+            dtypes=(weight.dtype,),
+            device=weight.device,
+            fix="pass lm_head.bias",
+        )
     if head.group_name is not None:
-        checks.fail(function, "head.group_name", "None", head.group_name, "vocabulary-parallel heads are not available yet: gather the weight first")
+        checks.fail(
+            function, "head.group_name", "None", head.group_name, "vocabulary-parallel heads are not available yet: gather the weight first"
+        )

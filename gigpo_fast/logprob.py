@@ -1,6 +1,5 @@
 """Log-probs and entropies of sampled tokens, from logits or straight from hidden states and the head."""
 
-import torch
 from torch import Tensor
 
 from . import checks

@@ -22,8 +22,20 @@ from .tokens import ready_tokens
 from .types import LossOutput
 
 __all__ = [
-    "Denominator", "Head", "LinearPolicyLoss", "LossOutput", "Plan", "PolicyLoss", "gigpo_loss", "grpo_loss", "linear_gigpo_loss", "linear_grpo_loss",
-    "linear_policy_loss", "plan_tokens", "policy_loss", "rows_that_matter",
+    "Denominator",
+    "Head",
+    "LinearPolicyLoss",
+    "LossOutput",
+    "Plan",
+    "PolicyLoss",
+    "gigpo_loss",
+    "grpo_loss",
+    "linear_gigpo_loss",
+    "linear_grpo_loss",
+    "linear_policy_loss",
+    "plan_tokens",
+    "policy_loss",
+    "rows_that_matter",
 ]
 
 
@@ -54,20 +66,48 @@ def policy_loss(
     checks.tensor("policy_loss", "log_probs", log_probs, dtypes=checks.FLOATS, fix="pass logprob.token_log_probs(...).log_probs")
     dtype = torch.float64 if log_probs.dtype == torch.float64 else torch.float32
     tokens, denominator = ready_tokens(
-        "policy_loss", objective, tuple(log_probs.shape), log_probs.device, dtype, advantages, mask, old_log_probs, ref_log_probs, extras, sequence_ids,
+        "policy_loss",
+        objective,
+        tuple(log_probs.shape),
+        log_probs.device,
+        dtype,
+        advantages,
+        mask,
+        old_log_probs,
+        ref_log_probs,
+        extras,
+        sequence_ids,
         denominator,
     )
     if entropy is not None:
-        checks.tensor("policy_loss", "entropy", entropy, shape=tuple(log_probs.shape), dtypes=checks.FLOATS, device=log_probs.device,
-                      fix="pass logprob.token_log_probs(...).entropy")
+        checks.tensor(
+            "policy_loss",
+            "entropy",
+            entropy,
+            shape=tuple(log_probs.shape),
+            dtypes=checks.FLOATS,
+            device=log_probs.device,
+            fix="pass logprob.token_log_probs(...).entropy",
+        )
     elif objective.needs_entropy:
-        checks.fail("policy_loss", "entropy", f"given as {tuple(log_probs.shape)} for an objective with an entropy bonus", None,
-                    "pass logprob.token_log_probs(...).entropy")
+        checks.fail(
+            "policy_loss",
+            "entropy",
+            f"given as {tuple(log_probs.shape)} for an objective with an entropy bonus",
+            None,
+            "pass logprob.token_log_probs(...).entropy",
+        )
     kept = lambda value: None if value is None else torch.where(mask, value, 0).reshape(-1)  # noqa: E731
     batch = tokens._replace(
-        log_probs=kept(log_probs.to(dtype)), entropy=None if entropy is None else kept(entropy.to(dtype)), advantages=kept(tokens.advantages),
-        old_log_probs=kept(tokens.old_log_probs), ref_log_probs=kept(tokens.ref_log_probs), token_weights=tokens.token_weights.reshape(-1),
-        extras={name: torch.where(mask, value, False if value.dtype == torch.bool else 0).reshape(-1) for name, value in tokens.extras.items()},
+        log_probs=kept(log_probs.to(dtype)),
+        entropy=None if entropy is None else kept(entropy.to(dtype)),
+        advantages=kept(tokens.advantages),
+        old_log_probs=kept(tokens.old_log_probs),
+        ref_log_probs=kept(tokens.ref_log_probs),
+        token_weights=tokens.token_weights.reshape(-1),
+        extras={
+            name: torch.where(mask, value, False if value.dtype == torch.bool else 0).reshape(-1) for name, value in tokens.extras.items()
+        },
         mask=mask.reshape(-1),
     )
     terms = token_terms(objective, batch)
@@ -103,6 +143,8 @@ def linear_policy_loss(
     Peak memory beside inputs: chunk_bytes (default 256 MiB on a CPU; on a GPU 1 GiB or what 4096 rows need) + N x H of
     d_hidden + V x H x 4 bytes of d_weight while it is summed (and the rounded copy for low precision); a sequence that takes
     two passes adds its tokens x H x (4 + the hidden's item size).
+    Under torch.compile lengths and the numbers of an objective do not recompile; a Python float `denominator` or `temperature`
+    does for every new value, a tensor does not.
     Raises as `policy_loss` does, for a head that is sharded, quantised or of another dtype, and on a backward through the backward.
     """
     function = "linear_policy_loss"
@@ -113,21 +155,52 @@ def linear_policy_loss(
         checks.fail(function, "token_ids", "(B, T) or packed (N,)", token_ids, "flatten further dimensions")
     ready = ready_head(function, hidden, head, temperature, shape)
     tokens, denominator = ready_tokens(
-        function, objective, shape, hidden.device, ready.scale.dtype, advantages, mask, old_log_probs, ref_log_probs, extras, sequence_ids, denominator
+        function,
+        objective,
+        shape,
+        hidden.device,
+        ready.scale.dtype,
+        advantages,
+        mask,
+        old_log_probs,
+        ref_log_probs,
+        extras,
+        sequence_ids,
+        denominator,
     )
     flat_ids = token_ids_checked(function, token_ids, shape, hidden.device, ready.weight.shape[0], mask)
     if plan is not None:
         check_plan(function, plan, mask, advantages, tokens.sequences, objective)
     grad = torch.is_grad_enabled()
-    need = [grad and ready.hidden.requires_grad, grad and ready.weight.requires_grad, grad and ready.bias is not None and ready.bias.requires_grad]
+    need = [
+        grad and ready.hidden.requires_grad,
+        grad and ready.weight.requires_grad,
+        grad and ready.bias is not None and ready.bias.requires_grad,
+    ]
     flat = lambda value: None if value is None else value.reshape(-1)  # noqa: E731
     sequences = tokens.sequences
     loss, metrics, *_ = _linear_policy_loss(
-        ready.hidden, ready.weight, ready.bias, flat_ids, flat(mask),
-        None if plan is None else plan.rows, 0 if plan is None else plan.n_backward, None if plan is None else plan.boundaries,
-        ready.scale, ready.tanh_in, flat(tokens.advantages), flat(tokens.old_log_probs), flat(tokens.ref_log_probs), flat(tokens.token_weights),
-        None if sequences is None else sequences.ids, None if sequences is None else sequences.lengths,
-        [flat(tokens.extras[name]) for name in objective.reads], denominator, objective.structure, objective.numbers, need,
+        ready.hidden,
+        ready.weight,
+        ready.bias,
+        flat_ids,
+        flat(mask),
+        None if plan is None else plan.rows,
+        0 if plan is None else plan.n_backward,
+        None if plan is None else plan.boundaries,
+        ready.scale,
+        ready.tanh_in,
+        flat(tokens.advantages),
+        flat(tokens.old_log_probs),
+        flat(tokens.ref_log_probs),
+        flat(tokens.token_weights),
+        None if sequences is None else sequences.ids,
+        None if sequences is None else sequences.lengths,
+        [flat(tokens.extras[name]) for name in objective.reads],
+        denominator,
+        objective.structure,
+        objective.numbers,
+        need,
         passes.default_budget(ready.weight) if chunk_bytes is None else chunk_bytes,
     )
     return LossOutput(loss, metrics)
@@ -143,12 +216,16 @@ def gigpo_loss(log_probs: Tensor, advantages: Tensor, mask: Tensor, **keywords: 
     return policy_loss(log_probs, advantages, mask, objective=recipe("gigpo").objective, **keywords)
 
 
-def linear_grpo_loss(hidden: Tensor, head: Tensor | Head, token_ids: Tensor, advantages: Tensor, mask: Tensor, **keywords: Any) -> LossOutput:
+def linear_grpo_loss(
+    hidden: Tensor, head: Tensor | Head, token_ids: Tensor, advantages: Tensor, mask: Tensor, **keywords: Any
+) -> LossOutput:
     """`linear_policy_loss` with the objective of recipes.recipe("grpo")."""
     return linear_policy_loss(hidden, head, token_ids, advantages, mask, objective=recipe("grpo").objective, **keywords)
 
 
-def linear_gigpo_loss(hidden: Tensor, head: Tensor | Head, token_ids: Tensor, advantages: Tensor, mask: Tensor, **keywords: Any) -> LossOutput:
+def linear_gigpo_loss(
+    hidden: Tensor, head: Tensor | Head, token_ids: Tensor, advantages: Tensor, mask: Tensor, **keywords: Any
+) -> LossOutput:
     """`linear_policy_loss` with the objective of recipes.recipe("gigpo")."""
     return linear_policy_loss(hidden, head, token_ids, advantages, mask, objective=recipe("gigpo").objective, **keywords)
 
@@ -171,7 +248,13 @@ class LinearPolicyLoss(nn.Module):
     """
 
     def __init__(
-        self, lm_head: nn.Module, objective: PolicyObjective, *, logit_scale: float = 1.0, softcap: float | None = None, vocab_size: int | None = None
+        self,
+        lm_head: nn.Module,
+        objective: PolicyObjective,
+        *,
+        logit_scale: float = 1.0,
+        softcap: float | None = None,
+        vocab_size: int | None = None,
     ) -> None:
         super().__init__()
         self.lm_head, self.objective = lm_head, objective
@@ -179,7 +262,13 @@ class LinearPolicyLoss(nn.Module):
 
     def forward(self, hidden: Tensor, token_ids: Tensor, advantages: Tensor, mask: Tensor, **keywords: Any) -> LossOutput:
         if hasattr(self.lm_head, "base_layer"):
-            checks.fail("LinearPolicyLoss", "lm_head", "a plain linear head", f"{type(self.lm_head).__name__}, an adapter around one",
-                        "merge the adapter or leave the head out of target_modules: its update would be dropped silently", error=TypeError)
+            checks.fail(
+                "LinearPolicyLoss",
+                "lm_head",
+                "a plain linear head",
+                f"{type(self.lm_head).__name__}, an adapter around one",
+                "merge the adapter or leave the head out of target_modules: its update would be dropped silently",
+                error=TypeError,
+            )
         head = Head(self.lm_head.weight, getattr(self.lm_head, "bias", None), self.logit_scale, self.softcap, self.vocab_size)
         return linear_policy_loss(hidden, head, token_ids, advantages, mask, objective=self.objective, **keywords)

@@ -8,7 +8,14 @@ from torch import Tensor
 
 SUMS = ("loss_sum", "n_active", "nonfinite_tokens")
 MEANS = (
-    "clip_fraction_low", "clip_fraction_high", "dual_clip_fraction", "approx_kl", "ref_kl", "entropy", "ratio_clamped_fraction", "skipped_fraction",
+    "clip_fraction_low",
+    "clip_fraction_high",
+    "dual_clip_fraction",
+    "approx_kl",
+    "ref_kl",
+    "entropy",
+    "ratio_clamped_fraction",
+    "skipped_fraction",
 )
 MAXIMA = ("denominator", "ratio_max")
 NAMES = (*SUMS, *MEANS, *MAXIMA)

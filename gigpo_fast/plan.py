@@ -41,14 +41,23 @@ def plan_tokens(
     Raises if shapes differ. Pass the plan to `linear_policy_loss` with the same mask, advantages and objective.
     """
     checks.mask("plan_tokens", mask)
-    checks.tensor("plan_tokens", "advantages", advantages, shape=tuple(mask.shape), dtypes=checks.FLOATS, device=mask.device,
-                  fix="give one advantage a token (advantage.to_tokens)")
+    checks.tensor(
+        "plan_tokens",
+        "advantages",
+        advantages,
+        shape=tuple(mask.shape),
+        dtypes=checks.FLOATS,
+        device=mask.device,
+        fix="give one advantage a token (advantage.to_tokens)",
+    )
     sequences = sequences_of("plan_tokens", mask, sequence_ids, needed=objective.scope >= Scope.SEQUENCE)
     rows, n_backward, boundaries = order_tokens(mask.reshape(-1), advantages.reshape(-1), sequences, objective)
     return Plan(rows, n_backward, boundaries, tuple(mask.shape), int(objective.scope), objective.zero_at_zero_advantage)
 
 
-def check_plan(function: str, plan: Plan, mask: Tensor, advantages: Tensor, sequences: Sequences | None, objective: PolicyObjective) -> None:
+def check_plan(
+    function: str, plan: Plan, mask: Tensor, advantages: Tensor, sequences: Sequences | None, objective: PolicyObjective
+) -> None:
     """Refuse a plan of another batch or for an objective that needs more; which tokens it names is compared under full validation."""
     expected, fix = f"made by plan_tokens for shape {tuple(mask.shape)} and this objective", "make it anew for each batch"
     if plan.shape != tuple(mask.shape) or plan.scope != int(objective.scope):
@@ -79,8 +88,15 @@ def rows_that_matter(
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         checks.fail("rows_that_matter", "mask", "(B, T) bool", mask, "packed tokens have no rows: use plan_tokens")
     checks.mask("rows_that_matter", mask)
-    checks.tensor("rows_that_matter", "advantages", advantages, shape=tuple(mask.shape), dtypes=checks.FLOATS, device=mask.device,
-                  fix="give one advantage a token (advantage.to_tokens)")
+    checks.tensor(
+        "rows_that_matter",
+        "advantages",
+        advantages,
+        shape=tuple(mask.shape),
+        dtypes=checks.FLOATS,
+        device=mask.device,
+        fix="give one advantage a token (advantage.to_tokens)",
+    )
     sequences = sequences_of("rows_that_matter", mask, sequence_ids, needed=objective.scope >= Scope.SEQUENCE)
     return tokens_that_matter(mask.reshape(-1), advantages.reshape(-1), sequences, objective).view(mask.shape).any(1)
 

@@ -21,7 +21,12 @@ def sequences_of(
     """
     if sequence_ids is not None:
         checks.tensor(
-            function, "sequence_ids", sequence_ids, shape=tuple(mask.shape), dtypes=(torch.int64,), device=mask.device,
+            function,
+            "sequence_ids",
+            sequence_ids,
+            shape=tuple(mask.shape),
+            dtypes=(torch.int64,),
+            device=mask.device,
             fix="give every token the number of its sequence, -1 at untrained tokens (anchor.group_ids makes dense numbers)",
         )
     if not needed:
@@ -29,13 +34,22 @@ def sequences_of(
     if sequence_ids is None:
         if mask.dim() != 2:
             checks.fail(
-                function, "sequence_ids", f"given as {tuple(mask.shape)} int64 for packed tokens with an objective that needs sequences", None,
+                function,
+                "sequence_ids",
+                f"given as {tuple(mask.shape)} int64 for packed tokens with an objective that needs sequences",
+                None,
                 "number the sequences from 0, one number a token",
             )
         ids = torch.arange(mask.shape[0], device=mask.device).unsqueeze(1).expand(mask.shape).reshape(-1)
         bound = mask.shape[0]
         if per_sequence is not None and per_sequence.shape[0] != bound:
-            checks.fail(function, "denominator.per_sequence", f"({bound},), one length a row", per_sequence, "count it with the same rows or sequence_ids")
+            checks.fail(
+                function,
+                "denominator.per_sequence",
+                f"({bound},), one length a row",
+                per_sequence,
+                "count it with the same rows or sequence_ids",
+            )
     else:
         bound = mask.numel() if per_sequence is None else per_sequence.shape[0]
         flat = sequence_ids.reshape(-1)
@@ -43,8 +57,11 @@ def sequences_of(
             trained = flat[mask.reshape(-1)]
             if trained.numel() and (int(trained.min()) < 0 or int(trained.max()) >= bound):
                 checks.fail(
-                    function, "sequence_ids", f"dense numbers in 0 .. {bound - 1} at trained tokens",
-                    f"numbers from {int(trained.min())} to {int(trained.max())}", "renumber them with anchor.group_ids",
+                    function,
+                    "sequence_ids",
+                    f"dense numbers in 0 .. {bound - 1} at trained tokens",
+                    f"numbers from {int(trained.min())} to {int(trained.max())}",
+                    "renumber them with anchor.group_ids",
                 )
         ids = flat.clamp(0, max(bound - 1, 0))
     if per_sequence is not None:

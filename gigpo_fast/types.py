@@ -48,5 +48,7 @@ class LossOutput(NamedTuple):
         from .metrics import merge
 
         if not outputs:
-            raise ValueError("LossOutput.merge: outputs must hold at least one LossOutput, got none; call it with the results of your micro-batches")
+            raise ValueError(
+                "LossOutput.merge: outputs must hold at least one LossOutput, got none; call it with the results of your micro-batches"
+            )
         return LossOutput(torch.stack([output.loss for output in outputs]).sum(), merge([output.metrics for output in outputs]))

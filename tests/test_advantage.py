@@ -104,7 +104,9 @@ def test_returns_round_once(length, gamma):
 
 
 @pytest.mark.parametrize("scale", [None, "std"])
-@pytest.mark.parametrize("statistics", [CORRECTED, VERL_AGENT, ROLL, GroupStatistics(ddof=0, singleton="raw")], ids=["corrected", "verl_agent", "roll", "ddof0"])
+@pytest.mark.parametrize(
+    "statistics", [CORRECTED, VERL_AGENT, ROLL, GroupStatistics(ddof=0, singleton="raw")], ids=["corrected", "verl_agent", "roll", "ddof0"]
+)
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 def test_advantages_round_once(scale, statistics, offset):
     rows = 700
@@ -166,7 +168,9 @@ def test_no_value_is_read_back_from_a_device(scale):
     with validation("metadata"):
         rewards = torch.zeros(33, device="meta")
         label, valid = torch.zeros(33, dtype=torch.int64, device="meta"), torch.ones(33, dtype=torch.bool, device="meta")
-        result = advantage.gigpo_advantages(rewards, label, label, label, gamma=0.9, step=label, valid=valid, scale=scale, episode_scores=rewards)
+        result = advantage.gigpo_advantages(
+            rewards, label, label, label, gamma=0.9, step=label, valid=valid, scale=scale, episode_scores=rewards
+        )
         assert {(part.shape, part.dtype, part.device.type) for part in result} == {((33,), torch.float32, "meta")}
         advantage.gigpo_advantages(rewards, label, label, label, gamma=0.9, scale=scale)
         advantage.leave_one_out_advantages(rewards, label, trajectory=label, valid=valid)

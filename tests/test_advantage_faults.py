@@ -13,7 +13,9 @@ FOUR = torch.arange(4)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_F08_a_reward_that_is_not_finite_is_named(bad):
     rewards = torch.tensor([1.0, bad, 0.0, bad])
-    with pytest.raises(ValueError, match=r"group_advantages: scores must be finite in valid rows, got not finite in rows 1, 3; set valid=False"):
+    with pytest.raises(
+        ValueError, match=r"group_advantages: scores must be finite in valid rows, got not finite in rows 1, 3; set valid=False"
+    ):
         advantage.group_advantages(rewards, TASK)
     with pytest.raises(ValueError, match=r"discounted_returns: rewards must be finite .* rows 1, 3"):
         advantage.discounted_returns(rewards, FOUR, gamma=0.9)
@@ -125,7 +127,9 @@ def test_F25_labels_are_compared_not_used_as_addresses():
 
 
 @pytest.mark.parametrize("name", ["trajectory", "group", "anchor"])
-@pytest.mark.parametrize("labels", [torch.zeros(4), [0.0, 1.0, 2.0, 3.0], [None] * 4, [True] * 4], ids=["tensor", "floats", "none", "bools"])
+@pytest.mark.parametrize(
+    "labels", [torch.zeros(4), [0.0, 1.0, 2.0, 3.0], [None] * 4, [True] * 4], ids=["tensor", "floats", "none", "bools"]
+)
 def test_F25_float_labels_are_refused(name, labels):
     arguments = {"trajectory": FOUR, "group": TASK, "anchor": FOUR, name: labels}
     with pytest.raises(TypeError, match=rf"gigpo_advantages: {name} must be .*; labels are compared, not rounded: pass int64 ids"):
@@ -166,7 +170,10 @@ def test_F30_equal_states_of_two_tasks_stay_apart():
 
 def test_F29_rows_without_a_state_form_no_group():
     rewards, anchor = torch.tensor([1.0, 0.0, 1.0, 0.0]), torch.tensor([-1, -1, 4, 4])
-    with pytest.raises(ValueError, match=r"gigpo_advantages: anchor must be the id of a state in valid rows, got -1 \(no state\) in rows 0, 1; pass the same `valid`"):
+    with pytest.raises(
+        ValueError,
+        match=r"gigpo_advantages: anchor must be the id of a state in valid rows, got -1 \(no state\) in rows 0, 1; pass the same `valid`",
+    ):
         advantage.gigpo_advantages(rewards, FOUR, TASK, anchor, gamma=0.9)
     with validation("metadata"):
         assert advantage.gigpo_advantages(rewards, FOUR, TASK, anchor, gamma=0.9).step.tolist() == [0.0, 0.0, 0.5, -0.5]
@@ -229,7 +236,9 @@ def test_messages(options, message):
         advantage.gigpo_advantages(torch.zeros(4), FOUR, TASK, FOUR, **{"gamma": 0.9, **options})
 
 
-@pytest.mark.parametrize("labels, got", [([0, 1], "4 labels long, got 2"), (torch.zeros(5, dtype=torch.int64), r"\(4,\) int64.*, got \(5,\) int64")])
+@pytest.mark.parametrize(
+    "labels, got", [([0, 1], "4 labels long, got 2"), (torch.zeros(5, dtype=torch.int64), r"\(4,\) int64.*, got \(5,\) int64")]
+)
 def test_messages_about_lengths(labels, got):
     with pytest.raises(ValueError, match=f"group_advantages: group must be {got}"):
         advantage.group_advantages(torch.zeros(4), labels)

@@ -10,7 +10,9 @@ from gigpo_fast.reference import advantage as reference
 
 FAR_LABELS = [-(2**63), 2**63 - 1, -2, 10**9, 10**12 + 7, 2**31, 0, 5]
 SCALES = st.sampled_from([None, "std"])
-STATISTICS = st.sampled_from([CORRECTED, VERL_AGENT, ROLL, GroupStatistics(ddof=0, singleton="raw"), GroupStatistics(zero_variance="divide")])
+STATISTICS = st.sampled_from(
+    [CORRECTED, VERL_AGENT, ROLL, GroupStatistics(ddof=0, singleton="raw"), GroupStatistics(zero_variance="divide")]
+)
 GAMMAS = st.sampled_from([0.0, 0.5, 0.95, 1.0])
 NUMBERS = st.sampled_from([0.0, 0.0, 0.0, 1.0, 0.1, 0.3, 0.35, 9.9, -0.1, -7.25])
 

@@ -92,7 +92,9 @@ def test_messages():
         advantage.step_ids(MASK.float())
     with pytest.raises(ValueError, match=r"step_ids: mask must be \(any, any\), got \(5,\) bool; pass a mask with one row per sequence"):
         advantage.step_ids(MASK[0])
-    with pytest.raises(TypeError, match=r"to_tokens: step_ids must be \(4, 5\) int64, got \(4, 5\) bool; advantage.step_ids\(mask\) makes them"):
+    with pytest.raises(
+        TypeError, match=r"to_tokens: step_ids must be \(4, 5\) int64, got \(4, 5\) bool; advantage.step_ids\(mask\) makes them"
+    ):
         advantage.to_tokens(torch.zeros(4), MASK)
     with pytest.raises(ValueError, match=r"to_tokens: advantages must be \(any,\)"):
         advantage.to_tokens(torch.zeros(4, 1), advantage.step_ids(MASK))
@@ -101,7 +103,9 @@ def test_messages():
 @pytest.mark.parametrize("wrong", [4, -2, 2**40])
 def test_ids_of_no_step_are_named(wrong):
     ids = torch.tensor([0, wrong, 3])
-    with pytest.raises(ValueError, match=r"to_tokens: step_ids must be in \[-1, 4\) for 4 advantages, got an id outside in rows 1; compute"):
+    with pytest.raises(
+        ValueError, match=r"to_tokens: step_ids must be in \[-1, 4\) for 4 advantages, got an id outside in rows 1; compute"
+    ):
         advantage.to_tokens(torch.zeros(4), ids)
     if wrong > 4:
         with validation("metadata"), pytest.raises(IndexError):  # never a wild read

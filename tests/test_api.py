@@ -32,7 +32,8 @@ def _public_names(module) -> list[str]:
         return list(module.__all__)
     package = module.__name__
     return [
-        name for name, value in vars(module).items()
+        name
+        for name, value in vars(module).items()
         if not name.startswith("_") and (getattr(value, "__module__", None) or "").startswith(package)
     ]
 
@@ -75,8 +76,11 @@ def test_public_signatures_are_the_recorded_ones():
     recorded, now = SNAPSHOT.read_text(encoding="utf-8").splitlines(), public_signatures()
     gone, new = sorted(set(recorded) - set(now)), sorted(set(now) - set(recorded))
     assert recorded == now, "\n".join(
-        ["the public API differs from tests/api.txt (if that is meant: python tests/test_api.py --write)",
-         *[f"  - {line}" for line in gone], *[f"  + {line}" for line in new]]
+        [
+            "the public API differs from tests/api.txt (if that is meant: python tests/test_api.py --write)",
+            *[f"  - {line}" for line in gone],
+            *[f"  + {line}" for line in new],
+        ]
     )
 
 

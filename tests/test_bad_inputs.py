@@ -14,7 +14,11 @@ from gigpo_fast.objective import EntropyBonus, KLPenalty, PolicyObjective, Seque
 from tests.loss_helpers import change, make_batch
 
 PLAIN, SEQUENCE = PolicyObjective(), PolicyObjective(SequenceRatio(), aggregation=SequenceMeanTokenMean())
-KL, BONUS, WEIGHTED = PolicyObjective(divergence=KLPenalty(0.1)), PolicyObjective(entropy_bonus=EntropyBonus(0.1)), PolicyObjective(weighting=TokenWeights())
+KL, BONUS, WEIGHTED = (
+    PolicyObjective(divergence=KLPenalty(0.1)),
+    PolicyObjective(entropy_bonus=EntropyBonus(0.1)),
+    PolicyObjective(weighting=TokenWeights()),
+)
 B = make_batch((3, 4))
 
 
@@ -23,7 +27,9 @@ def policy(b=B, objective=PLAIN, **keywords):
 
 
 def linear(b=B, objective=PLAIN, head=None, **keywords):
-    return linear_policy_loss(b.hidden, b.weight if head is None else head, b.token_ids, b.advantages, b.mask, objective=objective, **keywords)
+    return linear_policy_loss(
+        b.hidden, b.weight if head is None else head, b.token_ids, b.advantages, b.mask, objective=objective, **keywords
+    )
 
 
 def says(error, message, call):
@@ -36,7 +42,11 @@ BOTH = pytest.mark.parametrize("function, call", [("policy_loss", policy), ("lin
 
 @BOTH
 def test_tensors_an_objective_needs_and_those_it_does_not_read(function, call):
-    says(ValueError, f"{function}: ref_log_probs must be given as (3, 4) for an objective with a KL penalty, got None; score the batch", lambda: call(B, KL))
+    says(
+        ValueError,
+        f"{function}: ref_log_probs must be given as (3, 4) for an objective with a KL penalty, got None; score the batch",
+        lambda: call(B, KL),
+    )
     says(ValueError, f"{function}: ref_log_probs must be None for an objective without a divergence, got (3, 4) float32; add divergence=KLPenalty",
          lambda: call(ref_log_probs=B.ref))  # fmt: skip
     says(ValueError, f"{function}: extras must be exactly the names the objective reads, ['weights'], got [] (missing ['weights'], unread [])",
@@ -50,14 +60,26 @@ def test_tensors_an_objective_needs_and_those_it_does_not_read(function, call):
 def test_advantages_and_objectives(function, call):
     says(ValueError, f"{function}: advantages must be (3, 4) float32 or float64 or bfloat16 or float16, got (3,) float32; give one advantage a token",
          lambda: call(change(B, advantages=torch.rand(3))))  # fmt: skip
-    says(ValueError, f"{function}: advantages must be (3, 4) float, got None; compute them with gigpo_fast.advantage", lambda: call(change(B, advantages=None)))
+    says(
+        ValueError,
+        f"{function}: advantages must be (3, 4) float, got None; compute them with gigpo_fast.advantage",
+        lambda: call(change(B, advantages=None)),
+    )
     says(TypeError, f"{function}: advantages must be a torch.Tensor, got list", lambda: call(change(B, advantages=[1.0])))
     says(TypeError, f"{function}: advantages must be (3, 4) float32", lambda: call(change(B, advantages=B.token_ids)))
     for wrong in (float("nan"), float("inf")):
         broken = change(B, advantages=B.advantages.clone(), mask=torch.ones_like(B.mask))
         broken.advantages[1, 3] = wrong
-        says(ValueError, f"{function}: advantages must be finite at trained tokens, got {wrong} at [1, 3] (1 in all); mask such tokens", lambda b=broken: call(b))
-    says(TypeError, f"{function}: objective must be a PolicyObjective, got 'gigpo'; compose one, or take recipes.recipe", lambda: call(B, "gigpo"))
+        says(
+            ValueError,
+            f"{function}: advantages must be finite at trained tokens, got {wrong} at [1, 3] (1 in all); mask such tokens",
+            lambda b=broken: call(b),
+        )
+    says(
+        TypeError,
+        f"{function}: objective must be a PolicyObjective, got 'gigpo'; compose one, or take recipes.recipe",
+        lambda: call(B, "gigpo"),
+    )
     says(ValueError, f"{function}: mask must be (3, 4), got (3, 3) bool", lambda: call(change(B, mask=B.mask[:, :3])))
 
 
@@ -65,9 +87,17 @@ def test_advantages_and_objectives(function, call):
 @pytest.mark.parametrize("wrong", [0, 0.0, -3.0, float("nan"), float("inf")])
 def test_denominators(function, call, wrong):
     for form in (wrong, Denominator(wrong)):
-        says(ValueError, f"{function}: denominator must be a finite number > 0, got {wrong}; count the whole batch", lambda f=form: call(denominator=f))
+        says(
+            ValueError,
+            f"{function}: denominator must be a finite number > 0, got {wrong}; count the whole batch",
+            lambda f=form: call(denominator=f),
+        )
     if not wrong > 0:
-        says(ValueError, f"{function}: denominator must be > 0, got {float(wrong)}; count", lambda: call(denominator=torch.tensor(float(wrong))))
+        says(
+            ValueError,
+            f"{function}: denominator must be > 0, got {float(wrong)}; count",
+            lambda: call(denominator=torch.tensor(float(wrong))),
+        )
     says(ValueError, f"{function}: denominator must be (), got (1,) float32; pass a 0-dim tensor", lambda: call(denominator=torch.ones(1)))
     says(TypeError, f"{function}: denominator must be a finite number > 0, got True", lambda: call(denominator=True))
 
@@ -78,8 +108,16 @@ def test_sequence_ids(function, call):
     says(ValueError, f"{function}: sequence_ids must be given as (12,) int64 for packed tokens with an objective that needs sequences, got None; number",
          lambda: call(packed, SEQUENCE))  # fmt: skip
     call(packed, PLAIN)
-    says(ValueError, f"{function}: sequence_ids must be (3, 4) int64, got (3,) int64", lambda: call(B, SEQUENCE, sequence_ids=torch.arange(3)))
-    says(TypeError, f"{function}: sequence_ids must be (3, 4) int64, got (3, 4) float32", lambda: call(B, SEQUENCE, sequence_ids=B.advantages))
+    says(
+        ValueError,
+        f"{function}: sequence_ids must be (3, 4) int64, got (3,) int64",
+        lambda: call(B, SEQUENCE, sequence_ids=torch.arange(3)),
+    )
+    says(
+        TypeError,
+        f"{function}: sequence_ids must be (3, 4) int64, got (3, 4) float32",
+        lambda: call(B, SEQUENCE, sequence_ids=B.advantages),
+    )
     whole = change(B, mask=torch.ones_like(B.mask))
     for wrong in (torch.full((3, 4), -1), torch.full((3, 4), 12)):
         says(ValueError, f"{function}: sequence_ids must be dense numbers in 0 .. 11 at trained tokens, got numbers from {int(wrong[0, 0])}",
@@ -101,7 +139,11 @@ def test_temperature(wrong):
     calls = {"linear_policy_loss": lambda t: linear(temperature=t), "linear_token_log_probs": lambda t: linear_token_log_probs(B.hidden, B.weight, B.token_ids, temperature=t),
              "token_log_probs": lambda t: token_log_probs(B.hidden @ B.weight.T, B.token_ids, temperature=t)}  # fmt: skip
     for name, call in calls.items():
-        says(ValueError, f"{name}: temperature must be a finite number > 0, got {wrong}; use the temperature the tokens were sampled with", lambda c=call: c(wrong))
+        says(
+            ValueError,
+            f"{name}: temperature must be a finite number > 0, got {wrong}; use the temperature the tokens were sampled with",
+            lambda c=call: c(wrong),
+        )
         says(ValueError, f"{name}: temperature must be (3, 4) float32", lambda c=call: c(torch.ones(3)))
         if not wrong > 0:
             says(ValueError, f"{name}: temperature must be > 0 at every token, got minimum", lambda c=call: c(torch.full((3, 4), wrong)))
@@ -149,7 +191,11 @@ def test_plans_of_another_batch():
     other = make_batch((3, 5))
     says(ValueError, "linear_policy_loss: plan must be made by plan_tokens for shape (3, 5) and this objective, got one for (3, 4)",
          lambda: linear(other, plan=plan))  # fmt: skip
-    says(ValueError, "linear_policy_loss: plan must be made by plan_tokens for shape (3, 4) and this objective", lambda: linear(B, SEQUENCE, plan=plan))
+    says(
+        ValueError,
+        "linear_policy_loss: plan must be made by plan_tokens for shape (3, 4) and this objective",
+        lambda: linear(B, SEQUENCE, plan=plan),
+    )
     swapped = change(B, mask=~B.mask)
     with gigpo_fast.validation("full"), pytest.raises(ValueError, match="linear_policy_loss: plan must"):
         linear(swapped, plan=plan)  # the same shape, other tokens
@@ -168,7 +214,11 @@ def test_planners():
     says(ValueError, "plan_tokens: advantages must be (3, 4) float32", lambda: plan_tokens(B.mask, B.advantages[:, 0], objective=PLAIN))
     says(ValueError, "rows_that_matter: mask must be (B, T) bool, got (12,) bool; packed tokens have no rows: use plan_tokens",
          lambda: rows_that_matter(B.mask.flatten(), B.advantages.flatten(), objective=PLAIN))  # fmt: skip
-    says(ValueError, "rows_that_matter: advantages must be (3, 4) float32", lambda: rows_that_matter(B.mask, B.advantages[0], objective=PLAIN))
+    says(
+        ValueError,
+        "rows_that_matter: advantages must be (3, 4) float32",
+        lambda: rows_that_matter(B.mask, B.advantages[0], objective=PLAIN),
+    )
     says(TypeError, "global_denominator: mask must be (3, 4) bool", lambda: global_denominator(B.mask.float(), aggregation=TokenMean()))
     says(TypeError, "plan_tokens: mask must be a torch.Tensor", lambda: plan_tokens([[True]], B.advantages, objective=PLAIN))
 
@@ -178,8 +228,20 @@ def test_log_probs():
     says(ValueError, "token_log_probs: logits must be (..., V) with at least one leading dimension, got (23,) float32; add one with logits[None]",
          lambda: token_log_probs(logits[0, 0], B.token_ids[0, 0]))  # fmt: skip
     says(TypeError, "token_log_probs: logits must be", lambda: token_log_probs(B.token_ids, B.token_ids))
-    says(TypeError, "token_log_probs: token_ids must be (3, 4) int64 or int32, got (3, 4) float32", lambda: token_log_probs(logits, B.advantages))
-    says(ValueError, "token_log_probs: vocab_size must be an int in 1 .. 23, got 24", lambda: token_log_probs(logits, B.token_ids, vocab_size=24))
-    says(TypeError, "linear_token_log_probs: token_ids must be a torch.Tensor, got list", lambda: linear_token_log_probs(B.hidden, B.weight, [1]))
+    says(
+        TypeError,
+        "token_log_probs: token_ids must be (3, 4) int64 or int32, got (3, 4) float32",
+        lambda: token_log_probs(logits, B.advantages),
+    )
+    says(
+        ValueError,
+        "token_log_probs: vocab_size must be an int in 1 .. 23, got 24",
+        lambda: token_log_probs(logits, B.token_ids, vocab_size=24),
+    )
+    says(
+        TypeError,
+        "linear_token_log_probs: token_ids must be a torch.Tensor, got list",
+        lambda: linear_token_log_probs(B.hidden, B.weight, [1]),
+    )
     says(ValueError, "linear_policy_loss: token_ids must be (B, T) or packed (N,), got (1, 3, 4) int64; flatten further dimensions",
          lambda: linear_policy_loss(B.hidden[None], B.weight, B.token_ids[None], B.advantages[None], B.mask[None], objective=PLAIN))  # fmt: skip

@@ -16,7 +16,9 @@ from tests.loss_helpers import keywords_of, make_batch, run_linear
 from tests.tolerance import assert_same_bits, error
 
 FULL = PolicyObjective(surrogate=Clip(0.1, 0.3, dual=2.0), divergence=KLPenalty(0.1), entropy_bonus=EntropyBonus(0.02))
-SEQUENCE = PolicyObjective(SequenceRatio(), Clip(0.1, 0.3, dual=2.0), KLPenalty(0.1), entropy_bonus=EntropyBonus(0.02), aggregation=SequenceMeanTokenMean())
+SEQUENCE = PolicyObjective(
+    SequenceRatio(), Clip(0.1, 0.3, dual=2.0), KLPenalty(0.1), entropy_bonus=EntropyBonus(0.02), aggregation=SequenceMeanTokenMean()
+)
 GRADIENTS = ("hidden", "weight", "bias")
 
 
@@ -107,7 +109,9 @@ def test_new_lengths_and_coefficients_do_not_recompile():
     call = compiled(fused, counting)
     for number, (rows, columns) in enumerate([(3, 6), (4, 9), (5, 7), (2, 11)]):
         objective = PolicyObjective(
-            surrogate=Clip(0.1 + 0.01 * number, 0.3, dual=2.0), divergence=KLPenalty(0.1 / (number + 1)), entropy_bonus=EntropyBonus(0.02 * number + 0.01)
+            surrogate=Clip(0.1 + 0.01 * number, 0.3, dual=2.0),
+            divergence=KLPenalty(0.1 / (number + 1)),
+            entropy_bonus=EntropyBonus(0.02 * number + 0.01),
         )
         b, denominator = make_batch((rows, columns), seed=number), {"denominator": torch.tensor(50.0 + number)}
         got, want = step(b, objective, call, **denominator), run_linear(b, objective, **denominator)
@@ -201,7 +205,10 @@ def test_gradients_of_gradients_are_refused(name, way):
         loss = loss * torch.ones((), dtype=torch.float64, requires_grad=True)
     first = torch.autograd.grad(loss, [hidden, weight], create_graph=True)
     for gradient in first:
-        with pytest.raises(RuntimeError, match=f"{name}: gradients of gradients are not available, got a backward through its backward; do not use create_graph"):
+        with pytest.raises(
+            RuntimeError,
+            match=f"{name}: gradients of gradients are not available, got a backward through its backward; do not use create_graph",
+        ):
             gradient.square().sum().backward(retain_graph=True)
 
 

@@ -11,14 +11,20 @@ from gigpo_fast.loss import linear_policy_loss
 
 B, T, H, V, RANKS = 4, 6, 8, 19, 2
 AGGREGATIONS = {
-    "token_mean": blocks.TokenMean(), "token_sum": blocks.TokenSum(), "sequence_token_sum": blocks.SequenceMeanTokenSum(),
-    "sequence_token_mean": blocks.SequenceMeanTokenMean(), "sequence_norm": blocks.SequenceMeanTokenSumNorm(10),
+    "token_mean": blocks.TokenMean(),
+    "token_sum": blocks.TokenSum(),
+    "sequence_token_sum": blocks.SequenceMeanTokenSum(),
+    "sequence_token_mean": blocks.SequenceMeanTokenMean(),
+    "sequence_norm": blocks.SequenceMeanTokenSumNorm(10),
 }
 
 
 def batch() -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(3)
-    hidden, weight = torch.randn(B, T, H, generator=generator, dtype=torch.float64), torch.randn(V, H, generator=generator, dtype=torch.float64)
+    hidden, weight = (
+        torch.randn(B, T, H, generator=generator, dtype=torch.float64),
+        torch.randn(V, H, generator=generator, dtype=torch.float64),
+    )
     token_ids = torch.randint(0, V, (B, T), generator=generator)
     advantages, old = torch.randn(B, T, generator=generator), -3 + torch.randn(B, T, generator=generator)
     mask = torch.rand(B, T, generator=generator) > 0.4
@@ -29,8 +35,16 @@ def batch() -> tuple[torch.Tensor, ...]:
 def loss_of(rows: slice, name: str, denominator: Denominator | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     hidden, weight, token_ids, advantages, mask, old = batch()
     objective = blocks.PolicyObjective(aggregation=AGGREGATIONS[name])
-    output = linear_policy_loss(hidden[rows], weight, token_ids[rows], advantages[rows], mask[rows], old_log_probs=old[rows],
-                                objective=objective, denominator=denominator)
+    output = linear_policy_loss(
+        hidden[rows],
+        weight,
+        token_ids[rows],
+        advantages[rows],
+        mask[rows],
+        old_log_probs=old[rows],
+        objective=objective,
+        denominator=denominator,
+    )
     (gradient,) = torch.autograd.grad(output.loss, weight)
     return output.loss.detach(), gradient, output.metrics
 

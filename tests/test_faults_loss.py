@@ -58,11 +58,15 @@ def test_F01_stale_tokens_do_not_overflow(ratio):
         assert out.metrics_as_floats()["ratio_clamped_fraction"] == 1.0
     unbounded = PolicyObjective(type(ratio)(log_ratio_clip=None))
     assert float(policy_loss(new, A, all_trained(A), old_log_probs=new.detach() - 100.0, objective=unbounded).loss) == INF
-    assert math.isnan(float(policy_loss(one_row(NAN, -1.0), A, all_trained(A), old_log_probs=new.detach(), objective=PolicyObjective(ratio)).loss))
+    assert math.isnan(
+        float(policy_loss(one_row(NAN, -1.0), A, all_trained(A), old_log_probs=new.detach(), objective=PolicyObjective(ratio)).loss)
+    )
 
 
 @pytest.mark.parametrize("garbage", [NAN, INF, -INF, 3e38, -3e38])
-@pytest.mark.parametrize("objective", [FULL, PolicyObjective(SequenceRatio(), Clip(), KLPenalty(0.1, K1())), PolicyObjective(surrogate=Reinforce())], ids=str)
+@pytest.mark.parametrize(
+    "objective", [FULL, PolicyObjective(SequenceRatio(), Clip(), KLPenalty(0.1, K1())), PolicyObjective(surrogate=Reinforce())], ids=str
+)
 def test_F02_an_infinite_ratio_under_the_mask_is_no_nan(objective, garbage):
     b = make_batch((3, 4))
     want, wanted = run_policy(b, objective), run_linear(b, objective)
@@ -81,7 +85,9 @@ def test_F03_k3_is_clipped_before_exp():
     new, A = one_row(-1.0, -1.0, -1.0).requires_grad_(), one_row(0.0, 0.0, 0.0)
     ref = one_row(200.0, 5.0, -300.0)
     for estimator, value in ((K3(), math.exp(20) - 21), (K3(output_clip=10.0), 10.0)):
-        out = policy_loss(new, A, one_row(True, False, False), ref_log_probs=ref, objective=PolicyObjective(divergence=KLPenalty(1.0, estimator)))
+        out = policy_loss(
+            new, A, one_row(True, False, False), ref_log_probs=ref, objective=PolicyObjective(divergence=KLPenalty(1.0, estimator))
+        )
         assert float(out.loss.detach()) == pytest.approx(value, rel=1e-6)
         assert torch.autograd.grad(out.loss, new)[0].tolist() == [[0.0, 0.0, 0.0]]
     out = policy_loss(new, A, all_trained(A), ref_log_probs=ref, objective=PolicyObjective(divergence=KLPenalty(1.0, K3(output_clip=10.0))))
@@ -124,7 +130,10 @@ class TestF05:
     def test_F05_full_validation_refuses_it(self):
         b = self.batch()
         for call in (run_policy, run_linear):
-            with gigpo_fast.validation("full"), pytest.raises(ValueError, match=r"old_log_probs must be .* at trained tokens, got -inf at \[1, 2\]"):
+            with (
+                gigpo_fast.validation("full"),
+                pytest.raises(ValueError, match=r"old_log_probs must be .* at trained tokens, got -inf at \[1, 2\]"),
+            ):
                 call(b, PLAIN)
 
 
@@ -134,7 +143,10 @@ def test_F06_a_missing_score_is_nan_and_an_error(name):
     getattr(b, name)[0, 3] = NAN
     argument = {"old": "old_log_probs", "ref": "ref_log_probs"}[name]
     for function, call in (("policy_loss", run_policy), ("linear_policy_loss", run_linear)):
-        with pytest.raises(ValueError, match=rf"{function}: {argument} must be (no NaN|finite) at trained tokens, got nan at \[0, 3\] \(1 in all\); mask such"):
+        with pytest.raises(
+            ValueError,
+            match=rf"{function}: {argument} must be (no NaN|finite) at trained tokens, got nan at \[0, 3\] \(1 in all\); mask such",
+        ):
             call(b, FULL)
         with gigpo_fast.validation("metadata"):
             assert math.isnan(float(call(b, FULL).loss))  # without the check it is not hidden either
@@ -153,7 +165,11 @@ def test_F07_nothing_trained_is_loss_zero_attached_to_the_graph(objective, denom
         for name in names:
             assert getattr(got, name) is not None and torch.count_nonzero(getattr(got, name)) == 0
         found = got.output.metrics_as_floats()
-        assert found["n_active"] == 0.0 and found["denominator"] == (denominator or 1.0) and all(math.isfinite(value) for value in found.values())
+        assert (
+            found["n_active"] == 0.0
+            and found["denominator"] == (denominator or 1.0)
+            and all(math.isfinite(value) for value in found.values())
+        )
 
 
 def test_F09_a_broken_loss_shows_in_the_metrics():
@@ -213,7 +229,9 @@ def test_F15_an_id_outside_the_vocabulary(wrong):
         "linear_policy_loss": lambda: linear_policy_loss(b.hidden, b.weight, b.token_ids, b.advantages, b.mask, objective=PLAIN),
     }
     for name, call in calls.items():
-        with pytest.raises(ValueError, match=f"{name}: token_ids must be in 0 .. 22 at every trained token, got {wrong} at flat position 6; mask padding"):
+        with pytest.raises(
+            ValueError, match=f"{name}: token_ids must be in 0 .. 22 at every trained token, got {wrong} at flat position 6; mask padding"
+        ):
             call()
         with gigpo_fast.validation("metadata"):
             out = call()
@@ -225,9 +243,14 @@ def test_F15_an_id_outside_the_vocabulary(wrong):
 
 def test_F33_nothing_is_shifted_or_cut():
     b = make_batch((3, 6))
-    with pytest.raises(ValueError, match=r"linear_policy_loss: hidden must be \(3, 5, 8\).*got \(3, 6, 8\) float32; hidden and token_ids need equal leading"):
+    with pytest.raises(
+        ValueError,
+        match=r"linear_policy_loss: hidden must be \(3, 5, 8\).*got \(3, 6, 8\) float32; hidden and token_ids need equal leading",
+    ):
         linear_policy_loss(b.hidden, b.weight, b.token_ids[:, 1:], b.advantages[:, 1:], b.mask[:, 1:], objective=PLAIN)
-    with pytest.raises(ValueError, match=r"token_log_probs: token_ids must be \(3, 6\) int64 or int32, got \(3, 5\) int64; one id a token, already shifted"):
+    with pytest.raises(
+        ValueError, match=r"token_log_probs: token_ids must be \(3, 6\) int64 or int32, got \(3, 5\) int64; one id a token, already shifted"
+    ):
         token_log_probs(b.hidden @ b.weight.T, b.token_ids[:, 1:])
     with pytest.raises(ValueError, match=r"linear_token_log_probs: hidden must be \(3, 5, 8\)"):
         linear_token_log_probs(b.hidden, b.weight, b.token_ids[:, 1:])
@@ -238,7 +261,9 @@ def test_F37_a_mask_is_bool(cast):
     b = make_batch((3, 4))
     b.mask = b.mask.to(cast)
     for function, call in (("policy_loss", run_policy), ("linear_policy_loss", run_linear)):
-        with pytest.raises(TypeError, match=rf"{function}: mask must be \(3, 4\) bool .*got \(3, 4\) {str(cast)[6:]}; use mask.bool\(\); soft weights"):
+        with pytest.raises(
+            TypeError, match=rf"{function}: mask must be \(3, 4\) bool .*got \(3, 4\) {str(cast)[6:]}; use mask.bool\(\); soft weights"
+        ):
             call(b, PLAIN)
     with pytest.raises(TypeError, match="plan_tokens: mask must be .* bool"):
         plan_tokens(b.mask, b.advantages, objective=PLAIN)
@@ -271,15 +296,24 @@ def test_F45_strided_upstream_gradients():
     got = torch.autograd.grad(token_log_probs(logits, ids).log_probs, logits, strided)[0]
     assert_same_bits("gradient", got, torch.autograd.grad(token_log_probs(logits, ids).log_probs, logits, strided.contiguous())[0])
     expanded = torch.autograd.grad(token_log_probs(logits, ids).log_probs.sum(), logits)[0]
-    assert_same_bits("gradient", expanded, torch.autograd.grad(token_log_probs(logits, ids).log_probs, logits, torch.ones(6, dtype=torch.float64))[0])
+    assert_same_bits(
+        "gradient", expanded, torch.autograd.grad(token_log_probs(logits, ids).log_probs, logits, torch.ones(6, dtype=torch.float64))[0]
+    )
 
 
 def test_F46_copies_inside_do_not_cut_the_graph():
     """A trunk below the head gets its gradient, also through casts, slices and views on the way."""
     b = make_batch((3, 4))
-    for prepare in (lambda h: h, lambda h: h.transpose(0, 1).contiguous().transpose(0, 1), lambda h: torch.cat([h, h])[:3], lambda h: h.bfloat16().float()):
+    for prepare in (
+        lambda h: h,
+        lambda h: h.transpose(0, 1).contiguous().transpose(0, 1),
+        lambda h: torch.cat([h, h])[:3],
+        lambda h: h.bfloat16().float(),
+    ):
         trunk = torch.nn.Linear(8, 8)
-        linear_policy_loss(prepare(trunk(b.hidden)), b.weight, b.token_ids, b.advantages, b.mask, objective=FULL, **keywords_of(b, FULL)).loss.backward()
+        linear_policy_loss(
+            prepare(trunk(b.hidden)), b.weight, b.token_ids, b.advantages, b.mask, objective=FULL, **keywords_of(b, FULL)
+        ).loss.backward()
         assert trunk.weight.grad is not None and float(trunk.weight.grad.abs().sum()) > 0
 
 
@@ -309,7 +343,9 @@ def test_F48_the_value_does_not_depend_on_requires_grad(group):
 
 def test_F49_a_vocabulary_parallel_head_is_refused_not_wrong():
     b = make_batch()
-    with pytest.raises(ValueError, match="linear_policy_loss: head.group_name must be None, got 'tp'; vocabulary-parallel heads are not available yet"):
+    with pytest.raises(
+        ValueError, match="linear_policy_loss: head.group_name must be None, got 'tp'; vocabulary-parallel heads are not available yet"
+    ):
         linear_policy_loss(b.hidden, Head(b.weight, group_name="tp"), b.token_ids, b.advantages, b.mask, objective=PLAIN)
 
 
@@ -319,7 +355,9 @@ def test_F50_dual_clip_is_for_bad_actions_and_above_one():
             Clip(dual=dual)
     new, A = one_row(0.0, 0.0, 0.0, 0.0), one_row(1.0, -1.0, 1.0, -1.0)
     old = -torch.log(one_row(5.0, 5.0, 0.1, 0.1))
-    out = policy_loss(new, A, all_trained(A), old_log_probs=old, objective=PolicyObjective(surrogate=Clip(dual=3.0), aggregation=TokenSum()))
+    out = policy_loss(
+        new, A, all_trained(A), old_log_probs=old, objective=PolicyObjective(surrogate=Clip(dual=3.0), aggregation=TokenSum())
+    )
     assert float(out.loss) == pytest.approx(-1.2 + 3.0 - 0.1 + 0.8, rel=1e-6)
     found = out.metrics_as_floats()
     assert (found["clip_fraction_high"], found["clip_fraction_low"], found["dual_clip_fraction"]) == (0.25, 0.25, 0.25)
@@ -346,7 +384,10 @@ def test_F52_mixed_dtypes_run_under_autocast_and_are_an_error_without(inputs, he
     hidden, weight = b.hidden.to(inputs).requires_grad_(), b.weight.to(head).requires_grad_()
     call = functools.partial(linear_policy_loss, hidden, weight, b.token_ids, b.advantages, b.mask, objective=PLAIN)
     if inputs != head and not autocast:
-        with pytest.raises(TypeError, match=f"linear_policy_loss: hidden must be of the head's dtype {str(head)[6:]}, got .*; cast one of them, or call under"):
+        with pytest.raises(
+            TypeError,
+            match=f"linear_policy_loss: hidden must be of the head's dtype {str(head)[6:]}, got .*; cast one of them, or call under",
+        ):
             call()
         return
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):

@@ -25,7 +25,9 @@ B, T, H, V = 3, 9, 8, 37
 CLIP = blocks.Clip(0.1, 0.3, 3.0, 1.5)
 TWINS = {
     "plain": blocks.PolicyObjective(),
-    "everything": blocks.PolicyObjective(blocks.TokenRatio(2.0), CLIP, blocks.KLPenalty(0.1, blocks.K3(1.0, 0.5)), None, blocks.EntropyBonus(0.01)),
+    "everything": blocks.PolicyObjective(
+        blocks.TokenRatio(2.0), CLIP, blocks.KLPenalty(0.1, blocks.K3(1.0, 0.5)), None, blocks.EntropyBonus(0.01)
+    ),
     "sequence means": blocks.PolicyObjective(surrogate=CLIP, aggregation=blocks.SequenceMeanTokenMean()),
 }
 OTHERS = {
@@ -52,8 +54,18 @@ def run(objective, path, *, old=True, chunk_bytes=None):
         old_log_probs[0, 4] = -torch.inf
     with backend.use(path):
         head = Head(leaves[1], leaves[2], logit_scale=1.2, softcap=6.0)
-        out = linear_policy_loss(leaves[0], head, ids, advantages, mask, old_log_probs=old_log_probs, temperature=0.8, objective=objective,
-                                 chunk_bytes=chunk_bytes, **ref)
+        out = linear_policy_loss(
+            leaves[0],
+            head,
+            ids,
+            advantages,
+            mask,
+            old_log_probs=old_log_probs,
+            temperature=0.8,
+            objective=objective,
+            chunk_bytes=chunk_bytes,
+            **ref,
+        )
         return out.loss.detach(), *torch.autograd.grad(out.loss, leaves), out.metrics
 
 
@@ -96,6 +108,8 @@ def test_log_probs_for_any_upstream_gradient():
     for path in ("triton", "torch"):
         with backend.use(path):
             direct, fused = token_log_probs(hidden @ weight.T, ids, vocab_size=V), linear_token_log_probs(hidden, weight, ids)
-        found[path] = [torch.autograd.grad((out.log_probs * up[0] + out.entropy * up[1]).sum(), (hidden, weight)) for out in (direct, fused)]
+        found[path] = [
+            torch.autograd.grad((out.log_probs * up[0] + out.entropy * up[1]).sum(), (hidden, weight)) for out in (direct, fused)
+        ]
     for mine, other in zip(found["triton"], found["torch"], strict=True):
         torch.testing.assert_close(mine, other, rtol=2e-5, atol=1e-5)

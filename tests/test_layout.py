@@ -21,13 +21,31 @@ LINKS = ("kernels", "csrc")  # folders at the root that the package reaches thro
 
 # Level of each module or package directly below gigpo_fast. A file may import its own level and the ones below.
 LEVELS = {
-    "kernels": 0, "reference": 0,
-    "types": 1, "checks": 1, "backend": 1, "metrics": 1,
-    "head": 2, "sequences": 2, "objective": 2, "plan": 2, "advantage": 2, "anchor": 2, "reward": 2,
+    "kernels": 0,
+    "reference": 0,
+    "types": 1,
+    "checks": 1,
+    "backend": 1,
+    "metrics": 1,
+    "head": 2,
+    "sequences": 2,
+    "objective": 2,
+    "plan": 2,
+    "advantage": 2,
+    "anchor": 2,
+    "reward": 2,
     "ops": 3,
-    "logprob": 4, "pairwise": 4,
-    "loss": 5, "recipes": 5, "distributed": 5, "tokens": 5,
-    "testing": 6, "selftest": 6, "doctor": 6, "__main__": 6, "integrations": 6,
+    "logprob": 4,
+    "pairwise": 4,
+    "loss": 5,
+    "recipes": 5,
+    "distributed": 5,
+    "tokens": 5,
+    "testing": 6,
+    "selftest": 6,
+    "doctor": 6,
+    "__main__": 6,
+    "integrations": 6,
 }
 REFERENCE_READERS = 6  # the reference is for judging: only testing, selftest and doctor may read it
 
@@ -67,10 +85,18 @@ def _unit(path: pathlib.Path) -> str:
 def _imports(path: pathlib.Path) -> list[tuple[str, bool, int]]:
     """(absolute dotted name, at module level, line) of every import in a file; relative ones are resolved."""
     tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-    inside = {id(node) for function in ast.walk(tree) if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-              for node in ast.walk(function)}
-    typing_only = {id(node) for branch in ast.walk(tree) if isinstance(branch, ast.If) and "TYPE_CHECKING" in ast.dump(branch.test)
-                   for node in ast.walk(branch)}
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for node in ast.walk(function)
+    }
+    typing_only = {
+        id(node)
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and "TYPE_CHECKING" in ast.dump(branch.test)
+        for node in ast.walk(branch)
+    }
     parts = list(path.relative_to(ROOT).with_suffix("").parts)
     package = (["gigpo_fast"] if parts[0] == "kernels" else []) + parts[:-1]
     found = []

@@ -33,7 +33,9 @@ OBJECTIVES = {
     "sequence means": PolicyObjective(aggregation=SequenceMeanTokenMean()),
     "sequence sums": PolicyObjective(surrogate=Reinforce(), aggregation=SequenceMeanTokenSum()),
     "sequence ratio": PolicyObjective(SequenceRatio(), Clip(0.1, 0.2), KLPenalty(0.05), None, EntropyBonus(0.01), SequenceMeanTokenMean()),
-    "sequence ratio, stopped": PolicyObjective(SequenceRatio(stop_gradient_mean=True), Clip(dual=3.0), aggregation=SequenceMeanTokenSumNorm(12.0)),
+    "sequence ratio, stopped": PolicyObjective(
+        SequenceRatio(stop_gradient_mean=True), Clip(dual=3.0), aggregation=SequenceMeanTokenSumNorm(12.0)
+    ),
     "token ratio, kl": PolicyObjective(divergence=KLPenalty(0.05), aggregation=TokenMean()),
 }
 
@@ -55,9 +57,13 @@ def recorded() -> SimpleNamespace:
     lengths = torch.randint(1, 5, (len(steps),), generator=g)
     n = int(lengths.sum())
     normal = lambda *size: torch.randn(*size, generator=g, dtype=torch.float64)  # noqa: E731
-    tokens = SimpleNamespace(hidden=normal(n, HIDDEN), token_ids=torch.randint(VOCABULARY, (n,), generator=g), old=-2 + 0.2 * normal(n), ref=-2 + 0.2 * normal(n))
+    tokens = SimpleNamespace(
+        hidden=normal(n, HIDDEN), token_ids=torch.randint(VOCABULARY, (n,), generator=g), old=-2 + 0.2 * normal(n), ref=-2 + 0.2 * normal(n)
+    )
     tokens.step = torch.repeat_interleave(torch.arange(len(steps)), lengths)
-    return SimpleNamespace(trajectory=trajectory, advantages=found.advantages, lengths=lengths, tokens=tokens, weight=0.7 * normal(VOCABULARY, HIDDEN))
+    return SimpleNamespace(
+        trajectory=trajectory, advantages=found.advantages, lengths=lengths, tokens=tokens, weight=0.7 * normal(VOCABULARY, HIDDEN)
+    )
 
 
 def placed(place: torch.Tensor, shape: tuple[int, ...]) -> SimpleNamespace:
@@ -147,7 +153,11 @@ def losses(batch, objective, unit, *, fused, planned=False):
 @pytest.mark.parametrize("unit", ["step", "trajectory"])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_equal_loss_and_gradients(name, unit):
-    found = {(layout, fused): losses(batch, OBJECTIVES[name], unit, fused=fused) for layout, batch in layouts().items() for fused in (True, False)}
+    found = {
+        (layout, fused): losses(batch, OBJECTIVES[name], unit, fused=fused)
+        for layout, batch in layouts().items()
+        for fused in (True, False)
+    }
     want = found["steps", False]
     assert float(want[1].abs().max()) > 0
     for key, got in found.items():
@@ -159,7 +169,9 @@ def test_equal_loss_and_gradients(name, unit):
 
 def test_step_and_trajectory_are_different_units():
     """Otherwise the equalities above would say nothing about sequence_ids."""
-    by_step, by_trajectory = (losses(layouts()["packed"], OBJECTIVES["sequence ratio"], unit, fused=True)[0] for unit in ("step", "trajectory"))
+    by_step, by_trajectory = (
+        losses(layouts()["packed"], OBJECTIVES["sequence ratio"], unit, fused=True)[0] for unit in ("step", "trajectory")
+    )
     assert error(by_step, by_trajectory) > 1e-4
 
 
@@ -183,7 +195,9 @@ def test_plans_and_rows_that_matter_in_every_layout(name):
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(got[:3], want[:3]))
     for layout in ("steps", "turns"):
         batch = layouts()[layout]
-        keep = rows_that_matter(batch.mask, advantage.to_tokens(r.advantages, batch.step_ids), objective=objective, sequence_ids=batch.trajectory)
+        keep = rows_that_matter(
+            batch.mask, advantage.to_tokens(r.advantages, batch.step_ids), objective=objective, sequence_ids=batch.trajectory
+        )
         gradient = torch.zeros(batch.mask.numel(), HIDDEN, dtype=torch.float64)
         gradient[batch.place] = losses(batch, objective, "trajectory", fused=True)[1]
         assert torch.count_nonzero(gradient.view(*batch.mask.shape, HIDDEN)[~keep]) == 0

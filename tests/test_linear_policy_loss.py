@@ -33,7 +33,9 @@ from tests.tolerance import assert_same_bits, error
 
 OBJECTIVES = covering_objectives()
 PLAIN = PolicyObjective()
-SEQUENCE = PolicyObjective(SequenceRatio(), Clip(0.1, 0.3, dual=2.0), KLPenalty(0.1), entropy_bonus=EntropyBonus(0.02), aggregation=SequenceMeanTokenMean())
+SEQUENCE = PolicyObjective(
+    SequenceRatio(), Clip(0.1, 0.3, dual=2.0), KLPenalty(0.1), entropy_bonus=EntropyBonus(0.02), aggregation=SequenceMeanTokenMean()
+)
 FULL = PolicyObjective(surrogate=Clip(0.1, 0.3, dual=2.0), divergence=KLPenalty(0.1), entropy_bonus=EntropyBonus(0.02))
 GRADIENTS = ("hidden", "weight", "bias")
 CASES = ["holes and an empty row", "on-policy", "garbage at untrained tokens", "extreme log-ratios", "sequences that are not rows", "two long rows",
@@ -93,7 +95,9 @@ def test_logits_rounded_to_the_input_dtype_are_caught(dtype, monkeypatch):
     exact = gemm.head_logits
     monkeypatch.setattr(passes, "head_logits", lambda hidden, weight, bias, buffer: exact(hidden, weight, bias).to(weight.dtype).float())
     with pytest.raises(AssertionError, match="loss: error"):
-        testing.check_loss(functools.partial(linear_policy_loss, objective=FULL), objective=FULL, linear=True, dtypes=[dtype], cases=["all tokens trained"])
+        testing.check_loss(
+            functools.partial(linear_policy_loss, objective=FULL), objective=FULL, linear=True, dtypes=[dtype], cases=["all tokens trained"]
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -171,7 +175,9 @@ def count_backward_rows(b, objective, **keywords):
     """How many rows were turned into dlogits."""
     seen = []
     exact = passes.d_logits_of
-    with mock.patch.object(passes, "d_logits_of", lambda logits, rows, *rest: seen.append(rows.d_log_probs.shape[0]) or exact(logits, rows, *rest)):
+    with mock.patch.object(
+        passes, "d_logits_of", lambda logits, rows, *rest: seen.append(rows.d_log_probs.shape[0]) or exact(logits, rows, *rest)
+    ):
         out = run_linear(b, objective, **keywords)
     return sum(seen), out.output.metrics_as_floats()["skipped_fraction"]
 

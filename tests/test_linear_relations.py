@@ -23,7 +23,9 @@ from tests.loss_helpers import change, keywords_of, make_batch, per_token, run_l
 from tests.tolerance import GRADIENT, assert_no_worse_than, assert_same_bits, error
 
 PLAIN = PolicyObjective()
-SEQUENCE = PolicyObjective(SequenceRatio(), Clip(0.1, 0.3, dual=2.0), KLPenalty(0.1), entropy_bonus=EntropyBonus(0.02), aggregation=SequenceMeanTokenMean())
+SEQUENCE = PolicyObjective(
+    SequenceRatio(), Clip(0.1, 0.3, dual=2.0), KLPenalty(0.1), entropy_bonus=EntropyBonus(0.02), aggregation=SequenceMeanTokenMean()
+)
 FULL = PolicyObjective(surrogate=Clip(0.1, 0.3, dual=2.0), divergence=KLPenalty(0.1), entropy_bonus=EntropyBonus(0.02))
 GRADIENTS = ("hidden", "weight", "bias")
 EACH = pytest.mark.parametrize("objective", [PLAIN, SEQUENCE, FULL], ids=["plain", "sequence", "full"])
@@ -36,7 +38,10 @@ def test_micro_batches_add_up(objective, seed, parts):
     b = make_batch((5, 4), dtype=torch.float64, seed=seed)
     denominator = Denominator(global_denominator(b.mask, aggregation=objective.aggregation).total.clamp(min=1))
     whole = run_linear(b, objective, denominator=denominator)
-    pieces = [run_linear(per_token(b, lambda value, r=rows: value[r]), objective, denominator=denominator) for rows in torch.arange(5).chunk(parts)]
+    pieces = [
+        run_linear(per_token(b, lambda value, r=rows: value[r]), objective, denominator=denominator)
+        for rows in torch.arange(5).chunk(parts)
+    ]
     assert error(sum(piece.loss for piece in pieces), whole.loss) < 1e-14
     assert error(torch.cat([piece.hidden for piece in pieces]), whole.hidden) < 1e-14
     for name in ("weight", "bias"):
@@ -64,13 +69,20 @@ def test_untrained_tokens_change_no_bit(objective, dtype, data):
         hole = hole.unsqueeze(-1) if value.dim() == 3 else hole
         if not value.is_floating_point():
             return padded if value.dtype == torch.bool else torch.where(hole, -100, padded)
-        return torch.where(hole, torch.tensor(values, dtype=value.dtype).repeat(padded.numel())[: padded.numel()].view(padded.shape), padded)
+        return torch.where(
+            hole, torch.tensor(values, dtype=value.dtype).repeat(padded.numel())[: padded.numel()].view(padded.shape), padded
+        )
 
     got = run_linear(per_token(b, spoil), objective, denominator=3.0)
     for name in ("loss", "metrics", "weight", "bias"):
         assert_same_bits(name, getattr(got, name), getattr(want, name))
     assert_same_bits("hidden", got.hidden[:3, :5], want.hidden)
-    assert torch.count_nonzero(got.hidden[3:]) == torch.count_nonzero(got.hidden[:, 5:]) == torch.count_nonzero(got.hidden[:3, :5][~b.mask]) == 0
+    assert (
+        torch.count_nonzero(got.hidden[3:])
+        == torch.count_nonzero(got.hidden[:, 5:])
+        == torch.count_nonzero(got.hidden[:3, :5][~b.mask])
+        == 0
+    )
 
 
 @given(seed=st.integers(0, 10**6))
@@ -83,11 +95,15 @@ def test_vocabulary_order_and_padding_do_not_matter(seed):
     noise = torch.full((4, 8), float("nan"), dtype=torch.float64)
     padded = run_linear(change(b, weight=torch.cat([b.weight, noise]), bias=torch.cat([b.bias, noise[:, 0]])), FULL,
                         head=lambda weight, bias: Head(weight, bias, vocab_size=23))  # fmt: skip
-    impossible = run_linear(change(b, weight=torch.cat([b.weight, torch.zeros_like(noise)]), bias=torch.cat([b.bias, noise[:, 0].fill_(-torch.inf)])), FULL)
+    impossible = run_linear(
+        change(b, weight=torch.cat([b.weight, torch.zeros_like(noise)]), bias=torch.cat([b.bias, noise[:, 0].fill_(-torch.inf)])), FULL
+    )
     for got, rows in ((permuted, place), (padded, slice(23)), (impossible, slice(23))):
         assert error(got.loss, want.loss) < 1e-14 and error(got.hidden, want.hidden) < 1e-14
         assert error(got.weight[rows], want.weight) < 1e-14 and error(got.bias[rows], want.bias) < 1e-14
-    assert torch.count_nonzero(padded.weight[23:]) == torch.count_nonzero(padded.bias[23:]) == torch.count_nonzero(impossible.weight[23:]) == 0
+    assert (
+        torch.count_nonzero(padded.weight[23:]) == torch.count_nonzero(padded.bias[23:]) == torch.count_nonzero(impossible.weight[23:]) == 0
+    )
 
 
 @EACH
@@ -95,7 +111,11 @@ def test_row_order_and_repetition(objective):
     b = make_batch((6, 4), dtype=torch.float64)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     want, moved = run_linear(b, objective), run_linear(per_token(b, lambda value: value[order]), objective)
-    assert error(moved.loss, want.loss) < 1e-14 and error(moved.hidden, want.hidden[order]) < 1e-14 and error(moved.weight, want.weight) < 1e-14
+    assert (
+        error(moved.loss, want.loss) < 1e-14
+        and error(moved.hidden, want.hidden[order]) < 1e-14
+        and error(moved.weight, want.weight) < 1e-14
+    )
     again = run_linear(b, objective)
     for name in ("loss", "metrics", *GRADIENTS):
         assert_same_bits(name, getattr(again, name), getattr(want, name))
@@ -136,7 +156,9 @@ def test_any_strides(objective, layout):
     names = ("hidden", "weight", "bias", "token_ids", "mask", "ref") + (() if layout == "expanded" else ("advantages", "old"))
     given = change(b, **{name: laid(getattr(b, name)) for name in names if getattr(b, name).dim() > 1 or layout != "transposed"})
     leaves = [value.detach().requires_grad_() for value in (given.hidden, given.weight, given.bias)]
-    out = linear_policy_loss(leaves[0], Head(*leaves[1:]), given.token_ids, given.advantages, given.mask, objective=objective, **keywords_of(given, objective))
+    out = linear_policy_loss(
+        leaves[0], Head(*leaves[1:]), given.token_ids, given.advantages, given.mask, objective=objective, **keywords_of(given, objective)
+    )
     out.loss.backward()
     want = run_linear(change(b, advantages=b.advantages.contiguous(), old=b.old.contiguous()), objective)
     assert error(out.loss, want.loss) <= 1e-7
@@ -191,7 +213,9 @@ def test_a_grad_scaler_trains():
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
     optimizer = torch.optim.SGD([weight], lr=1.0)
     with torch.autocast("cpu", dtype=torch.float16):
-        out = linear_policy_loss(b.hidden, weight, b.token_ids, b.advantages, b.mask, old_log_probs=b.old, objective=PLAIN, denominator=2.0**20)
+        out = linear_policy_loss(
+            b.hidden, weight, b.token_ids, b.advantages, b.mask, old_log_probs=b.old, objective=PLAIN, denominator=2.0**20
+        )
     before = weight.detach().clone()
     scaler.scale(out.loss).backward()
     scaler.step(optimizer)

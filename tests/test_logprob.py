@@ -96,7 +96,10 @@ def test_from_hidden_states(head, small, dtype, path):
     mine = leaves(dtype)
     features = {name: given[name] for name in ("logit_scale", "softcap", "vocab_size") if name in given}
     with backend.use(path):
-        got = pulled(linear_token_log_probs(mine[0], Head(*mine[1:], **features), b.token_ids, temperature=given.get("temperature", 1.0), **chunk), mine)
+        got = pulled(
+            linear_token_log_probs(mine[0], Head(*mine[1:], **features), b.token_ids, temperature=given.get("temperature", 1.0), **chunk),
+            mine,
+        )
     check(got, plain(torch.float64, False) if dtype == torch.float64 else exact_of(b, given), plain(dtype, True), dtype)
 
 
@@ -214,7 +217,10 @@ def test_any_strides(layout, path):
 def test_upstream_gradients_of_any_strides():
     """`.sum()` sends an expanded gradient back, a slice a strided one."""
     t = tokens(8)
-    for pick in (lambda log_probs, entropy: log_probs.sum() + 2 * entropy.sum(), lambda log_probs, entropy: (log_probs[::2] * 3).sum() + entropy[3]):
+    for pick in (
+        lambda log_probs, entropy: log_probs.sum() + 2 * entropy.sum(),
+        lambda log_probs, entropy: (log_probs[::2] * 3).sum() + entropy[3],
+    ):
         x, y = (t.logits.double().requires_grad_() for _ in range(2))
         pick(*token_log_probs(x, t.ids)).backward()
         pick(*reference.token_log_probs(y, t.ids)).backward()
@@ -257,7 +263,11 @@ def test_impossible_tokens(path):
 
 @pytest.mark.parametrize("shape", [(0,), (0, 4), (3, 0)])
 def test_no_tokens(shape):
-    logits, hidden, weight = torch.randn(*shape, 7, requires_grad=True), torch.randn(*shape, 5, requires_grad=True), torch.randn(7, 5, requires_grad=True)
+    logits, hidden, weight = (
+        torch.randn(*shape, 7, requires_grad=True),
+        torch.randn(*shape, 5, requires_grad=True),
+        torch.randn(7, 5, requires_grad=True),
+    )
     ids = torch.zeros(shape, dtype=torch.int64)
     for out in (token_log_probs(logits, ids), linear_token_log_probs(hidden, weight, ids)):
         assert out.log_probs.shape == out.entropy.shape == shape

@@ -62,7 +62,9 @@ def test_the_counter_counts():
 
 
 @EACH
-@pytest.mark.parametrize("objective", [PolicyObjective(divergence=KLPenalty(0.1)), PolicyObjective(SequenceRatio())], ids=["one pass", "two passes"])
+@pytest.mark.parametrize(
+    "objective", [PolicyObjective(divergence=KLPenalty(0.1)), PolicyObjective(SequenceRatio())], ids=["one pass", "two passes"]
+)
 def test_linear_policy_loss(objective, size, dtype, path):
     """chunk_bytes + N x H of d_hidden + V x H x 4 of d_weight (and the rounded copy); a backward adds the gradients it returns."""
     h, w, ids, A, mask, chunk, wide = batch(size, dtype)

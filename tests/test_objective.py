@@ -44,7 +44,9 @@ def test_an_objective_travels_as_text_and_numbers(number):
 
 def test_numbers_are_not_in_the_structure():
     """A scheduled coefficient changes the numbers only, so that nothing compiled depends on it."""
-    first, second = (PolicyObjective(surrogate=Clip(low, 0.28, dual=3.0), divergence=KLPenalty(beta)) for low, beta in ((0.2, 0.01), (0.1, 0.02)))
+    first, second = (
+        PolicyObjective(surrogate=Clip(low, 0.28, dual=3.0), divergence=KLPenalty(beta)) for low, beta in ((0.2, 0.01), (0.1, 0.02))
+    )
     assert first.structure == second.structure and first.numbers.tolist() != second.numbers.tolist()
     assert first.numbers.dtype == torch.float64 and PolicyObjective(surrogate=Clip(0.2, dual=None)).structure != first.structure
 
@@ -86,8 +88,16 @@ def test_scope_is_how_far_a_gradient_reaches(number):
 
 def test_scope_and_needs():
     plain = PolicyObjective()
-    assert (plain.scope, plain.needs_sequences, plain.needs_entropy, plain.needs_reference, plain.reads) == (Scope.TOKEN, False, False, False, ())
-    full = PolicyObjective(SequenceRatio(), Clip(), KLPenalty(0.1, own_mask=True), TokenWeights(), EntropyBonus(0.1), SequenceMeanTokenMean())
+    assert (plain.scope, plain.needs_sequences, plain.needs_entropy, plain.needs_reference, plain.reads) == (
+        Scope.TOKEN,
+        False,
+        False,
+        False,
+        (),
+    )
+    full = PolicyObjective(
+        SequenceRatio(), Clip(), KLPenalty(0.1, own_mask=True), TokenWeights(), EntropyBonus(0.1), SequenceMeanTokenMean()
+    )
     assert (full.scope, full.needs_sequences, full.needs_entropy, full.needs_reference) == (Scope.SEQUENCE, True, True, True)
     assert set(full.reads) == {"kl_mask", "weights"} and not full.zero_at_zero_advantage
     assert PolicyObjective(aggregation=SequenceMeanTokenMean()).scope == Scope.TOKEN  # lengths are known beforehand
@@ -131,7 +141,10 @@ def test_what_cannot_travel_is_refused():
     class Holds(Surrogate):
         table: torch.Tensor
 
-    with pytest.raises(TypeError, match="objective: a block field must be a number, bool, str, None, tuple or block, got Tensor.*; pass tensors through extras"):
+    with pytest.raises(
+        TypeError,
+        match="objective: a block field must be a number, bool, str, None, tuple or block, got Tensor.*; pass tensors through extras",
+    ):
         PolicyObjective(surrogate=Holds(torch.zeros(3)))
 
 
@@ -146,7 +159,7 @@ def test_fields_of_every_kind_travel():
         pair: tuple
         inner: Block
 
-    value = Everything(0.5, 3, True, "it's \"quoted\"", None, (1.5, (2, False)), K1())
+    value = Everything(0.5, 3, True, 'it\'s "quoted"', None, (1.5, (2, False)), K1())
     numbers: list[float] = []
     text = write(value, numbers)
     assert numbers == [0.5, 1.5] and read(text, tuple(numbers)) == value
@@ -165,7 +178,9 @@ def test_recipes_are_compositions():
     for name in ("grpo", "gigpo"):
         assert recipe(name).objective == PolicyObjective(TokenRatio(), Clip(0.2, 0.2), None, None, None, TokenMean())
         full = recipe(name, clip_low=0.1, clip_high=0.3, dual_clip=3.0, kl_coefficient=0.01, entropy_coefficient=0.001).objective
-        assert full == PolicyObjective(TokenRatio(), Clip(0.1, 0.3, dual=3.0), KLPenalty(0.01, K3()), None, EntropyBonus(0.001), TokenMean())
+        assert full == PolicyObjective(
+            TokenRatio(), Clip(0.1, 0.3, dual=3.0), KLPenalty(0.01, K3()), None, EntropyBonus(0.001), TokenMean()
+        )
 
 
 def test_no_ratio_ignores_the_old_policy():
@@ -184,7 +199,12 @@ def test_merged_metrics_are_sums_counts_and_maxima():
                             {"ratio_max": tensor(ratio), "denominator": tensor(denominator)}, tensor(0.0))  # fmt: skip
 
     merged = metrics.as_floats(metrics.merge([part(1.0, 0.5, 3.0, 4.0), part(3.0, 0.1, 2.0, 4.0)]))
-    assert merged["approx_kl"] == pytest.approx(0.2) and merged["n_active"] == 4.0 and merged["ratio_max"] == 3.0 and merged["denominator"] == 4.0
+    assert (
+        merged["approx_kl"] == pytest.approx(0.2)
+        and merged["n_active"] == 4.0
+        and merged["ratio_max"] == 3.0
+        and merged["denominator"] == 4.0
+    )
     assert merged["entropy"] == 0.0  # a mean over nothing
     assert set(merged) == set(metrics.NAMES) and len(metrics.NAMES) == len(set(metrics.NAMES))
     with pytest.raises(ValueError, match="LossOutput.merge: outputs must hold at least one LossOutput, got none"):

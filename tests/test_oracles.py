@@ -74,8 +74,12 @@ def _copy(folder: pathlib.Path, file: str, change) -> None:
 @pytest.mark.parametrize(
     "file, output",
     [
-        ("verl_policy_loss", "loss"), ("verl_policy_loss", "grad_log_probs"), ("verl_kl", "kl"), ("verl_advantage", "returns"),
-        ("liger_linear_grpo", "grad_weight"), ("verl_agent_gigpo", "episode_advantages_per_trajectory"),
+        ("verl_policy_loss", "loss"),
+        ("verl_policy_loss", "grad_log_probs"),
+        ("verl_kl", "kl"),
+        ("verl_advantage", "returns"),
+        ("liger_linear_grpo", "grad_weight"),
+        ("verl_agent_gigpo", "episode_advantages_per_trajectory"),
     ],
 )
 def test_a_wrong_answer_is_named(file, output, tmp_path, capsys):
@@ -122,7 +126,10 @@ def test_what_is_missing_is_named(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "another_peer: 0 of 6 agree\n" in printed and "not supported yet: k3+: no adapter for this file" in printed
     assert "verl_kl: 6 of 6 agree" in printed
-    assert "verl_policy_loss: 1 of 2 agree" in printed and "not supported yet: vanilla/token-mean/mixed: no blocks for loss_mode 'novel'" in printed
+    assert (
+        "verl_policy_loss: 1 of 2 agree" in printed
+        and "not supported yet: vanilla/token-mean/mixed: no blocks for loss_mode 'novel'" in printed
+    )
     assert "verl_agent_gigpo_rollouts: 0 of 2 agree\n" in printed and "no rollout file alfworld.jsonl.gz" in printed
 
 

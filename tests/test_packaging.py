@@ -15,8 +15,21 @@ import zipfile
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SHIPPED = ("gigpo_fast", "kernels", "csrc", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "NOTICE",
-           "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "Makefile")
+SHIPPED = (
+    "gigpo_fast",
+    "kernels",
+    "csrc",
+    "setup.py",
+    "pyproject.toml",
+    "MANIFEST.in",
+    "README.md",
+    "LICENSE",
+    "NOTICE",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "CITATION.cff",
+    "Makefile",
+)
 OPTIONAL = ("triton", "transformers", "numpy", "matplotlib", "gymnasium", "tqdm", "liger_kernel")
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "c++").split()[0]) is None, reason="no C++ compiler on PATH (apt install g++), nothing to build"
@@ -118,7 +131,9 @@ def test_native_wheel(tmp_path):
         from gigpo_fast import backend
         print(gigpo_fast.__file__)
         print(backend.why_not_native(torch.device("cpu")))
-        """, cwd=tmp_path, paths=(site,),
+        """,
+        cwd=tmp_path,
+        paths=(site,),
     )
     assert ran.returncode == 0, ran.stderr
     where, reason = ran.stdout.split("\n")[:2]
@@ -174,7 +189,8 @@ sys.meta_path[:] = [Without()]
 
 def test_optional_packages_are_optional():
     ran = _python(
-        BLOCK + textwrap.dedent("""
+        BLOCK
+        + textwrap.dedent("""
         import importlib, torch, gigpo_fast
         for name in gigpo_fast.__all__:
             getattr(gigpo_fast, name)

@@ -30,9 +30,18 @@ from tests.loss_helpers import change, covering_objectives, keywords_of, make_ba
 from tests.tolerance import VALUE, assert_no_worse_than, assert_same_bits, error, roundings
 
 OBJECTIVES = covering_objectives()
-SEQUENCE = PolicyObjective(SequenceRatio(), Clip(0.1, 0.3, dual=2.0), KLPenalty(0.1), entropy_bonus=EntropyBonus(0.02), aggregation=SequenceMeanTokenMean())
+SEQUENCE = PolicyObjective(
+    SequenceRatio(), Clip(0.1, 0.3, dual=2.0), KLPenalty(0.1), entropy_bonus=EntropyBonus(0.02), aggregation=SequenceMeanTokenMean()
+)
 FULL = PolicyObjective(surrogate=Clip(0.1, 0.3, dual=2.0), divergence=KLPenalty(0.1), entropy_bonus=EntropyBonus(0.02))
-CASES = ["holes and an empty row", "on-policy", "garbage at untrained tokens", "extreme log-ratios", "sequences that are not rows", "given denominator"]
+CASES = [
+    "holes and an empty row",
+    "on-policy",
+    "garbage at untrained tokens",
+    "extreme log-ratios",
+    "sequences that are not rows",
+    "given denominator",
+]
 
 
 @pytest.mark.parametrize("number", range(len(OBJECTIVES)))
@@ -78,7 +87,10 @@ def test_micro_batches_add_up(objective, seed, parts):
     b = make_batch((5, 4), dtype=torch.float64, seed=seed)
     denominator = Denominator(global_denominator(b.mask, aggregation=objective.aggregation).total.clamp(min=1))
     whole = run_policy(b, objective, denominator=denominator)
-    pieces = [run_policy(per_token(b, lambda value, r=rows: value[r]), objective, denominator=denominator) for rows in torch.arange(5).chunk(parts)]
+    pieces = [
+        run_policy(per_token(b, lambda value, r=rows: value[r]), objective, denominator=denominator)
+        for rows in torch.arange(5).chunk(parts)
+    ]
     assert error(sum(piece.loss for piece in pieces), whole.loss) <= roundings(whole.loss, torch.float64, 8) + 1e-15
     for name in ("log_probs", "entropy"):
         if getattr(whole, name) is not None:
@@ -97,7 +109,10 @@ def test_parts_of_sequences_add_up_when_their_lengths_are_given():
     denominator = global_denominator(b.mask, aggregation=objective.aggregation, sequence_ids=b.sequence_ids)
     assert denominator.per_sequence is not None
     whole = run_policy(b, objective)
-    halves = [run_policy(per_token(b, lambda value, c=columns: value[:, c]), objective, denominator=denominator) for columns in (slice(0, 3), slice(3, 8))]
+    halves = [
+        run_policy(per_token(b, lambda value, c=columns: value[:, c]), objective, denominator=denominator)
+        for columns in (slice(0, 3), slice(3, 8))
+    ]
     assert error(halves[0].loss + halves[1].loss, whole.loss) < 1e-15
     assert error(torch.cat([half.log_probs for half in halves], 1), whole.log_probs) < 1e-16
 
@@ -228,7 +243,9 @@ def test_float32_is_as_exact_as_plain_torch_at_extreme_reference_log_probs():
     objective = PolicyObjective(surrogate=Reinforce(), divergence=KLPenalty(1.0, K3()))
     new = torch.full((1, 64), -1.0)
     ref = new + torch.logspace(-7, -3, 64)
-    exact = reference.policy_loss(new.double(), torch.zeros(1, 64), torch.ones(1, 64, dtype=torch.bool), ref_log_probs=ref.double(), **described(objective))
+    exact = reference.policy_loss(
+        new.double(), torch.zeros(1, 64), torch.ones(1, 64, dtype=torch.bool), ref_log_probs=ref.double(), **described(objective)
+    )
     plain = reference.policy_loss(new, torch.zeros(1, 64), torch.ones(1, 64, dtype=torch.bool), ref_log_probs=ref, **described(objective))
     got = policy_loss(new, torch.zeros(1, 64), torch.ones(1, 64, dtype=torch.bool), ref_log_probs=ref, objective=objective)
     assert_no_worse_than("k3", got.loss, exact.loss, plain.loss, factor=VALUE)

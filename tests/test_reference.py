@@ -19,7 +19,9 @@ def one(new_to_old, advantage, *, x=None, **block):
     """Loss and gradient in log_prob of one token with the given ratio to the old policy and log-ratio x to the reference."""
     new = tensor(-1.0).requires_grad_()
     ref = None if x is None else new.detach() - x
-    out = policy_loss(new, tensor(advantage), torch.tensor([True]), old_log_probs=new.detach() - math.log(new_to_old), ref_log_probs=ref, **block)
+    out = policy_loss(
+        new, tensor(advantage), torch.tensor([True]), old_log_probs=new.detach() - math.log(new_to_old), ref_log_probs=ref, **block
+    )
     (gradient,) = torch.autograd.grad(out.loss, new)
     return float(out.loss.detach()), float(gradient), out.metrics
 
@@ -81,7 +83,13 @@ def test_importance_weighted_divergence_by_hand():
 
 @pytest.mark.parametrize(
     "aggregation, loss",
-    [("token_mean", 2.0), ("token_sum", 6.0), ("sequence_mean_token_sum", 3.0), ("sequence_mean_token_mean", 2.25), ("sequence_mean_token_sum_norm", 0.75)],
+    [
+        ("token_mean", 2.0),
+        ("token_sum", 6.0),
+        ("sequence_mean_token_sum", 3.0),
+        ("sequence_mean_token_mean", 2.25),
+        ("sequence_mean_token_sum_norm", 0.75),
+    ],
 )
 def test_aggregations_by_hand(aggregation, loss):
     """Tokens that add 1 and 2 in one row, 3 in another; a third row is empty."""
@@ -120,8 +128,12 @@ def test_weights_entropy_and_masks_by_hand():
 
 def test_metrics_by_hand():
     ratios, A = tensor(1.5, 0.5, 0.5, 4.0, 1.0), tensor(1.0, -1.0, 1.0, -1.0, 1.0)
-    out = policy_loss(ratios.log(), A, torch.ones(5, dtype=torch.bool), old_log_probs=torch.zeros(5), dual=3.0, log_ratio_clip=math.log(3.5))
-    found = {name: out.metrics[name] for name in ("clip_fraction_low", "clip_fraction_high", "dual_clip_fraction", "ratio_clamped_fraction")}
+    out = policy_loss(
+        ratios.log(), A, torch.ones(5, dtype=torch.bool), old_log_probs=torch.zeros(5), dual=3.0, log_ratio_clip=math.log(3.5)
+    )
+    found = {
+        name: out.metrics[name] for name in ("clip_fraction_low", "clip_fraction_high", "dual_clip_fraction", "ratio_clamped_fraction")
+    }
     assert found == {"clip_fraction_low": 0.2, "clip_fraction_high": 0.2, "dual_clip_fraction": 0.2, "ratio_clamped_fraction": 0.2}
     assert out.metrics["approx_kl"] == pytest.approx(-(math.log(1.5) - 2 * LN2 + math.log(3.5)) / 5)
     assert out.metrics["ratio_max"] == pytest.approx(3.5)
@@ -149,7 +161,11 @@ def test_log_probs_by_hand():
         ((0.0, 2 * math.log(3)), {"temperature": 2.0}, math.log(0.75)),
         ((0.0, math.log(3) / 4), {"logit_scale": 4.0}, math.log(0.75)),
         ((0.0, 30 * math.atanh(0.5)), {"softcap": 30.0}, -math.log1p(math.exp(-15))),
-        ((0.0, 10 * math.atanh(0.5)), {"softcap": 30.0, "logit_scale": 3.0, "temperature": 15.0}, -math.log1p(math.exp(-1))),  # in this order
+        (
+            (0.0, 10 * math.atanh(0.5)),
+            {"softcap": 30.0, "logit_scale": 3.0, "temperature": 15.0},
+            -math.log1p(math.exp(-1)),
+        ),  # in this order
         ((0.0, math.log(3), 50.0), {"vocab_size": 2}, math.log(0.75)),
         ((-math.inf, 5.0, -math.inf), {}, 0.0),
         ((-20.0, -20.0), {}, -LN2),
@@ -175,7 +191,9 @@ def test_gradients_are_those_of_finite_differences():
     ids = torch.randint(7, (5,), generator=g)
 
     def outputs(hidden, weight, bias):
-        return linear_token_log_probs(hidden, weight, ids, bias=bias, softcap=3.0, temperature=0.8, logit_scale=1.2, vocab_size=6 + int(ids.max() > 5))
+        return linear_token_log_probs(
+            hidden, weight, ids, bias=bias, softcap=3.0, temperature=0.8, logit_scale=1.2, vocab_size=6 + int(ids.max() > 5)
+        )
 
     assert torch.autograd.gradcheck(outputs, (hidden, weight, bias))
 

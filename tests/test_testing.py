@@ -22,7 +22,9 @@ from gigpo_fast.objective import (
 )
 
 
-def eager(log_probs, advantages, mask, *, old_log_probs=None, denominator=None, upper=1.2, fill=None, cap=20.0, precision=None, detach=False):
+def eager(
+    log_probs, advantages, mask, *, old_log_probs=None, denominator=None, upper=1.2, fill=None, cap=20.0, precision=None, detach=False
+):
     """GRPO's loss in plain torch; the options break it."""
     precision = precision or (torch.float64 if log_probs.dtype == torch.float64 else torch.float32)
     new = torch.where(mask, log_probs, 0).to(precision)
@@ -106,7 +108,9 @@ BROKEN = {
 def test_a_right_loss_passes():
     report = testing.check_loss(eager)
     assert len(report.cases) == 3 * (len(testing.LOSS_CASES) - 2) and 0 < report.worst.share <= 1
-    assert re.fullmatch(r"\d+ comparisons in \d+ cases, worst error 0\.\d\d of its tolerance \(.+: .+\)|.*1\.00 of its tolerance.*", str(report))
+    assert re.fullmatch(
+        r"\d+ comparisons in \d+ cases, worst error 0\.\d\d of its tolerance \(.+: .+\)|.*1\.00 of its tolerance.*", str(report)
+    )
     assert "\n" not in str(report)
 
 
@@ -140,7 +144,10 @@ def test_logits_in_the_input_dtype_are_caught():
 
 
 def test_every_option_of_an_objective_is_compared():
-    objective = PolicyObjective(SequenceRatio(), Clip(dual=1.5), KLPenalty(0.1, K3(), own_mask=True), TokenWeights(), EntropyBonus(0.1), SequenceMeanTokenMean())
+    objective = PolicyObjective(
+        SequenceRatio(), Clip(dual=1.5), KLPenalty(0.1, K3(), own_mask=True), TokenWeights(), EntropyBonus(0.1), SequenceMeanTokenMean()
+    )
+
     def right(fn):
         return testing.check_loss(fn, objective=objective, dtypes=[torch.float32])
 
@@ -195,7 +202,9 @@ def textbook(rewards, trajectory, group, anchor, *, gamma, step=None, valid=None
         following[name] = returns[row] = rewards[row] + gamma * following.get(name, 0.0)
     result = torch.zeros_like(rewards)
     for row in range(len(rewards)):
-        totals = torch.stack([rewards[trajectory == trajectory[other]].sum() for other in range(len(rewards)) if group[other] == group[row]])
+        totals = torch.stack(
+            [rewards[trajectory == trajectory[other]].sum() for other in range(len(rewards)) if group[other] == group[row]]
+        )
         states = returns[(anchor == anchor[row]) & (group == group[row])]
         result[row] = rewards[trajectory == trajectory[row]].sum() - totals.mean() + returns[row] - states.mean()
     return result

@@ -32,5 +32,7 @@ def assert_same_bits(name: str, got: Tensor | None, want: Tensor | None) -> None
     if got is None or want is None:
         assert got is want, f"{name}: one of them is None"
         return
-    assert got.dtype == want.dtype and got.shape == want.shape, f"{name}: {got.dtype} {tuple(got.shape)} and {want.dtype} {tuple(want.shape)}"
+    assert got.dtype == want.dtype and got.shape == want.shape, (
+        f"{name}: {got.dtype} {tuple(got.shape)} and {want.dtype} {tuple(want.shape)}"
+    )
     assert torch.equal(got.nan_to_num(nan=12345.0), want.nan_to_num(nan=12345.0)), f"{name}: differs by up to {error(got, want):.3g}"

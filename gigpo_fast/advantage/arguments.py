@@ -35,7 +35,11 @@ def scores(function: str, name: str, value: Any, valid: Tensor) -> Tensor:
     values = torch.where(valid, value.detach(), 0).to(torch.float64)
     if checks.full_validation():
         fail_at(
-            function, name, ~values.isfinite(), "finite in valid rows", "not finite",
+            function,
+            name,
+            ~values.isfinite(),
+            "finite in valid rows",
+            "not finite",
             "set valid=False in rows without a score, or correct the reward function",
         )
     return values

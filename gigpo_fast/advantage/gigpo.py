@@ -60,12 +60,17 @@ def gigpo_advantages(
     dtype = arguments.result_dtype(rewards, episode_scores, step_returns)
     values = arguments.scores(function, "rewards", rewards, counted)
     own, task, state = (
-        arguments.labels(function, name, label, counted) for name, label in (("trajectory", trajectory), ("group", group), ("anchor", anchor))
+        arguments.labels(function, name, label, counted)
+        for name, label in (("trajectory", trajectory), ("group", group), ("anchor", anchor))
     )
     check_one_group(function, own, task, counted)
     if checks.full_validation():
         arguments.fail_at(
-            function, "anchor", counted & (state == -1), "the id of a state in valid rows", "-1 (no state)",
+            function,
+            "anchor",
+            counted & (state == -1),
+            "the id of a state in valid rows",
+            "-1 (no state)",
             "pass the same `valid` to group_states and here",
         )
     timeline = time_order(function, own, arguments.steps(function, step, counted), counted, all_valid=valid is None)

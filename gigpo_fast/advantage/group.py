@@ -88,7 +88,11 @@ def check_one_group(function: str, trajectory: Tensor, group: Tensor, valid: Ten
     low = segment_min(torch.where(used, tasks, bounds.max), segment, bounds.max)
     high = segment_max(torch.where(used, tasks, bounds.min), segment, bounds.min)
     arguments.fail_at(
-        function, "trajectory", to_rows((low < high).index_select(0, segment) & used, order), "in one group only", "one that spans several",
+        function,
+        "trajectory",
+        to_rows((low < high).index_select(0, segment) & used, order),
+        "in one group only",
+        "one that spans several",
         "give every trajectory an id of its own, for example group * trajectories_per_group + index",
     )
 

@@ -51,7 +51,10 @@ def discounted_returns(
     counted = arguments.validity(function, valid, "rewards", rewards)
     values = arguments.scores(function, "rewards", rewards, counted)
     timeline = time_order(
-        function, arguments.labels(function, "trajectory", trajectory, counted), arguments.steps(function, step, counted), counted,
+        function,
+        arguments.labels(function, "trajectory", trajectory, counted),
+        arguments.steps(function, step, counted),
+        counted,
         all_valid=valid is None,
     )
     return returns_to_go(values, timeline, gamma).to(arguments.result_dtype(rewards))
@@ -97,6 +100,10 @@ def _check_steps(function: str, order: Tensor, segment: Tensor, step: Tensor, co
     wrong[1:] |= repeats
     wrong[:-1] |= repeats
     arguments.fail_at(
-        function, "step", to_rows(wrong, order), "different in all valid rows of a trajectory", "the same (trajectory, step)",
+        function,
+        "step",
+        to_rows(wrong, order),
+        "different in all valid rows of a trajectory",
+        "the same (trajectory, step)",
         "number steps from 0 in every trajectory, give every trajectory an id of its own, and set valid=False in copies of a row",
     )

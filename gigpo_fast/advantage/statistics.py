@@ -34,7 +34,9 @@ class GroupStatistics:
         for name, choices in allowed.items():
             value = getattr(self, name)
             if value not in choices:
-                checks.fail("GroupStatistics", name, " or ".join(map(repr, choices)), value, "see CORRECTED, VERL_AGENT and ROLL for whole sets")
+                checks.fail(
+                    "GroupStatistics", name, " or ".join(map(repr, choices)), value, "see CORRECTED, VERL_AGENT and ROLL for whole sets"
+                )
         checks.number("GroupStatistics", "eps", self.eps, at_least=0.0, fix="1e-6 is usual")
         if self.zero_variance == "divide" and self.eps == 0.0:
             checks.fail("GroupStatistics", "eps", 'above 0 with zero_variance="divide"', self.eps, 'use zero_variance="zero" or eps=1e-6')

@@ -47,12 +47,18 @@ def to_tokens(
     Under full validation raises for ids outside [-1, S).
     """
     checks.tensor("to_tokens", "advantages", advantages, shape=(None,), dtypes=checks.FLOATS, fix="pass one advantage a step")
-    checks.tensor("to_tokens", "step_ids", step_ids, dtypes=(torch.int64,), device=advantages.device, fix="advantage.step_ids(mask) makes them")
+    checks.tensor(
+        "to_tokens", "step_ids", step_ids, dtypes=(torch.int64,), device=advantages.device, fix="advantage.step_ids(mask) makes them"
+    )
     steps = advantages.shape[0]
     if checks.full_validation():
         wrong = (step_ids < -1) | (step_ids >= steps)
         arguments.fail_at(
-            "to_tokens", "step_ids", wrong.flatten(), f"in [-1, {steps}) for {steps} advantages", "an id outside",
+            "to_tokens",
+            "step_ids",
+            wrong.flatten(),
+            f"in [-1, {steps}) for {steps} advantages",
+            "an id outside",
             "compute advantages and step_ids from the same batch: one advantage for every step that has trained tokens",
         )
     # One more entry, 0, for the tokens of no step: nothing stored in a step can reach them.

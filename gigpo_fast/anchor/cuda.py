@@ -47,8 +47,17 @@ def group(rows: Objects | Packed, labels: Tensor | None, *, bytes_decide: bool, 
     gave_up = torch.zeros(1, dtype=torch.int32, device=device)
     with torch.cuda.device(device):
         _launcher(_index(device))(
-            settings, rows.data, rows.starts.contiguous(), rows.lengths.contiguous(), labels, fingerprints, table, first_row, slot_of_row,
-            gave_up, blocks(total, torch.cuda.get_device_properties(device).multi_processor_count),
+            settings,
+            rows.data,
+            rows.starts.contiguous(),
+            rows.lengths.contiguous(),
+            labels,
+            fingerprints,
+            table,
+            first_row,
+            slot_of_row,
+            gave_up,
+            blocks(total, torch.cuda.get_device_properties(device).multi_processor_count),
         )
     return number_slots(first_row, slot_of_row, gave_up)
 

@@ -56,6 +56,10 @@ def _label_bytes(label: Any) -> bytes:
         return encode(label if isinstance(label, (str, bytes)) or not hasattr(label, "item") else label.item())
     except Unsupported:
         checks.fail(
-            "group_states", "group", "str, int or other plain values when process_group is given", label,
-            "label groups by integers or strings, which mean the same on every rank", error=TypeError,
+            "group_states",
+            "group",
+            "str, int or other plain values when process_group is given",
+            label,
+            "label groups by integers or strings, which mean the same on every rank",
+            error=TypeError,
         )

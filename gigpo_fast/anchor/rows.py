@@ -92,8 +92,12 @@ def _read_list(states: list | tuple, valid: list[bool] | None) -> "Objects | Pac
         except Unsupported as error:
             row = number if valid is None else list(itertools.compress(itertools.count(), valid))[number]
             checks.fail(
-                FUNCTION, f"states[{row}]", ENCODABLE, f"{error} in {checks.describe(item)}",
-                "convert it, for example with str() or dataclasses.astuple()", error=TypeError,
+                FUNCTION,
+                f"states[{row}]",
+                ENCODABLE,
+                f"{error} in {checks.describe(item)}",
+                "convert it, for example with str() or dataclasses.astuple()",
+                error=TypeError,
             )
     return Objects(encoded)
 
@@ -114,8 +118,12 @@ def _fixed_width(data: Tensor, count: int) -> Packed:
 def _bytes_of(values: Tensor) -> Tensor:
     if values.layout != torch.strided or type(values) not in (Tensor, torch.nn.Parameter):
         checks.fail(
-            FUNCTION, "states", "plain dense tensors", f"{type(values).__name__} with layout {values.layout}",
-            "convert it with to_dense() or to_local()", error=TypeError,
+            FUNCTION,
+            "states",
+            "plain dense tensors",
+            f"{type(values).__name__} with layout {values.layout}",
+            "convert it with to_dense() or to_local()",
+            error=TypeError,
         )
     flat = values.detach().resolve_conj().resolve_neg().reshape(-1)
     # contiguous() would leave a vector of one or no element whatever stride it has, and view(uint8) then refuses

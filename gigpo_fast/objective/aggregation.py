@@ -71,7 +71,7 @@ class SequenceMeanTokenMean(_SequenceMean):
 class SequenceMeanTokenSumNorm(_SequenceMean):
     """Sum over a sequence's tokens divided by one constant length, mean over sequences (Dr. GRPO, arXiv 2503.20783).
 
-    `length` is the longest response that can occur, not the padded width of this batch, which would change from batch to batch.
+    `length` is the longest response that can occur, not the padded width of a batch, which changes from batch to batch.
     """
 
     length: float
@@ -79,7 +79,7 @@ class SequenceMeanTokenSumNorm(_SequenceMean):
     def __post_init__(self) -> None:
         if isinstance(self.length, bool) or not isinstance(self.length, (int, float)) or not 0 < self.length < float("inf"):
             raise ValueError(
-                f"SequenceMeanTokenSumNorm: length must be a finite number > 0, got {self.length!r}; pass the maximum response length in tokens"
+                f"SequenceMeanTokenSumNorm: length must be a finite number > 0, got {self.length!r}; pass the maximum response length"
             )
         object.__setattr__(self, "length", float(self.length))
 

@@ -55,6 +55,13 @@ class TokenBatch(NamedTuple):
         pick = lambda value: None if value is None else value[rows]  # noqa: E731
         sequences = None if self.sequences is None else Sequences(self.sequences.ids[rows], self.sequences.lengths)
         return TokenBatch(
-            pick(self.log_probs), pick(self.entropy), self.advantages[rows], pick(self.old_log_probs), pick(self.ref_log_probs),
-            self.token_weights[rows], sequences, {name: value[rows] for name, value in self.extras.items()}, pick(self.mask),
+            pick(self.log_probs),
+            pick(self.entropy),
+            self.advantages[rows],
+            pick(self.old_log_probs),
+            pick(self.ref_log_probs),
+            self.token_weights[rows],
+            sequences,
+            {name: value[rows] for name, value in self.extras.items()},
+            pick(self.mask),
         )

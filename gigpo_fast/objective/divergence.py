@@ -91,7 +91,9 @@ class KLPenalty(Block):
         if not isinstance(self.coefficient, (int, float)) or not self.coefficient >= 0:
             raise ValueError(f"KLPenalty: coefficient must be a number >= 0, got {self.coefficient!r}; GiGPO uses 0.01")
         if not isinstance(self.estimator, Estimator):
-            raise TypeError(f"KLPenalty: estimator must be a divergence estimator such as K3(), got {self.estimator!r}; see gigpo_fast.objective")
+            raise TypeError(
+                f"KLPenalty: estimator must be a divergence estimator such as K3(), got {self.estimator!r}; see gigpo_fast.objective"
+            )
         object.__setattr__(self, "coefficient", float(self.coefficient))
         object.__setattr__(self, "reads", ("kl_mask",) if self.own_mask else ())
 

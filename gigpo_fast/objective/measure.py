@@ -9,7 +9,9 @@ from .policy import PolicyObjective, TokenTerms
 
 
 @torch.no_grad()
-def measure(objective: PolicyObjective, batch: TokenBatch, terms: TokenTerms, denominator: Tensor, *, skipped: Tensor | None = None) -> Tensor:
+def measure(
+    objective: PolicyObjective, batch: TokenBatch, terms: TokenTerms, denominator: Tensor, *, skipped: Tensor | None = None
+) -> Tensor:
     """(metrics.SIZE,) float32. `skipped` (n,) bool marks tokens that cost no backward."""
     usable = batch._replace(log_probs=batch.log_probs.detach())
     tokens = usable.total(torch.ones_like(usable.log_probs))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .aggregation import Aggregation, TokenMean
 from .batch import TokenBatch
-from .block import Block, Scope, write
+from .block import Block, write
 from .divergence import KLPenalty
 from .entropy import EntropyBonus
 from .ratio import Ratio, TokenRatio
@@ -28,13 +28,21 @@ class PolicyObjective(Block):
     aggregation: Aggregation = TokenMean()
 
     def __post_init__(self) -> None:
-        kinds = {"ratio": Ratio, "surrogate": Surrogate, "divergence": KLPenalty, "weighting": Weighting,
-                 "entropy_bonus": EntropyBonus, "aggregation": Aggregation}
+        kinds = {
+            "ratio": Ratio,
+            "surrogate": Surrogate,
+            "divergence": KLPenalty,
+            "weighting": Weighting,
+            "entropy_bonus": EntropyBonus,
+            "aggregation": Aggregation,
+        }
         optional = {"divergence", "weighting", "entropy_bonus"}
         for name, kind in kinds.items():
             value = getattr(self, name)
             if not isinstance(value, kind) and not (value is None and name in optional):
-                raise TypeError(f"PolicyObjective: {name} must be a {kind.__name__} block, got {value!r}; see gigpo_fast.objective for those there are")
+                raise TypeError(
+                    f"PolicyObjective: {name} must be a {kind.__name__} block, got {value!r}; see gigpo_fast.objective for those there are"
+                )
         numbers: list[float] = []
         blocks = [block for block in (getattr(self, name) for name in kinds) if block is not None]
         for name, value in {
@@ -63,7 +71,7 @@ class TokenTerms(NamedTuple):
 
 def token_terms(objective: PolicyObjective, batch: TokenBatch) -> TokenTerms:
     """Evaluate the objective on every token; the one place where the blocks meet."""
-    # An infinite log-prob (a token that a sampler's filter had removed) says nothing about the policy: its policy term is 0, and it is counted.
+    # An infinite log-prob (a token that a sampler had filtered out) says nothing about the policy: its term is 0, and it is counted.
     dropped = torch.isinf(batch.log_probs)
     if batch.old_log_probs is not None:
         dropped = dropped | torch.isinf(batch.old_log_probs)
@@ -89,5 +97,11 @@ def token_terms(objective: PolicyObjective, batch: TokenBatch) -> TokenTerms:
         loss = torch.where(batch.mask, loss, 0)
     with torch.no_grad():
         clamped = (unclamped < low) | (unclamped > high)
-        return TokenTerms(loss, torch.exp(log_ratio.detach()), objective.ratio.token_log_ratio(usable).detach(), clamped, dropped,
-                          None if ref_kl is None else ref_kl.detach())
+        return TokenTerms(
+            loss,
+            torch.exp(log_ratio.detach()),
+            objective.ratio.token_log_ratio(usable).detach(),
+            clamped,
+            dropped,
+            None if ref_kl is None else ref_kl.detach(),
+        )

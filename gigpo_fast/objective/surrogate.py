@@ -36,7 +36,7 @@ class Clip(Surrogate):
     """L = max(-rho A, -clip(rho, 1 - low, 1 + high) A): PPO (arXiv 1707.06347, equation 7), asymmetric as in DAPO (arXiv 2503.14476).
 
     `dual` > 1 bounds the loss of a bad action: where A < 0, L = min(L, -dual A) (arXiv 1912.09729, equation 5).
-    `ceiling` bounds the ratio itself before anything else: rho = min(rho, ceiling) (the two-sided `delta` of INTELLECT-2, arXiv 2505.07291).
+    `ceiling` bounds the ratio itself before anything else, rho = min(rho, ceiling): the two-sided `delta` of arXiv 2505.07291.
     """
 
     low: float = 0.2

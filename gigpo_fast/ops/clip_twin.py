@@ -23,22 +23,32 @@ def twin_options(objective: PolicyObjective) -> dict[str, float | None] | None:
     clip, (low, high) = objective.surrogate, objective.ratio.bounds()
     options = {"low": clip.low, "high": clip.high, "dual": clip.dual, "ceiling": clip.ceiling, "log_ratio_low": low, "log_ratio_high": high}
     if divergence is not None:
-        options |= {"kl_coefficient": divergence.coefficient, "kl_input_clip": divergence.estimator.input_clip,
-                    "kl_output_clip": divergence.estimator.output_clip}
+        options |= {
+            "kl_coefficient": divergence.coefficient,
+            "kl_input_clip": divergence.estimator.input_clip,
+            "kl_output_clip": divergence.estimator.output_clip,
+        }
     if objective.entropy_bonus is not None:
         options["entropy_coefficient"] = objective.entropy_bonus.coefficient
     return options
 
 
 def score_with_twin(
-    objective: PolicyObjective, options: dict[str, float | None], logits: Tensor, token_ids: Tensor, scale: Tensor, tanh_in: float, batch: TokenBatch,
+    objective: PolicyObjective,
+    options: dict[str, float | None],
+    logits: Tensor,
+    token_ids: Tensor,
+    scale: Tensor,
+    tanh_in: float,
+    batch: TokenBatch,
     denominator: Tensor,
 ) -> tuple[Tensor, Tensor, Differentiated]:
     """(lse, entropy, value and coefficients) of a chunk of logits (n, V); `batch` (n,) lacks log_probs and entropy."""
     from ..kernels import clip_loss
 
-    rows = clip_loss.clip_rows_forward(logits, token_ids, scale, tanh_in, batch.advantages, batch.old_log_probs, batch.ref_log_probs,
-                                       batch.token_weights, **options)
+    rows = clip_loss.clip_rows_forward(
+        logits, token_ids, scale, tanh_in, batch.advantages, batch.old_log_probs, batch.ref_log_probs, batch.token_weights, **options
+    )
     loss = rows.losses.sum()
     tokens = torch.full_like(loss, float(token_ids.shape[0]))
 

@@ -24,8 +24,18 @@ class FusedLoss:
     """One call's state: the tokens in plan order, and the gradients as they grow."""
 
     def __init__(
-        self, objective: PolicyObjective, hidden: Tensor, head: HeadTensors, tokens: TokenBatch, token_ids: Tensor, scale: Tensor,
-        rows: Tensor, n_backward: int, denominator: Tensor, need: list[bool], most: int,
+        self,
+        objective: PolicyObjective,
+        hidden: Tensor,
+        head: HeadTensors,
+        tokens: TokenBatch,
+        token_ids: Tensor,
+        scale: Tensor,
+        rows: Tensor,
+        n_backward: int,
+        denominator: Tensor,
+        need: list[bool],
+        most: int,
     ) -> None:
         self.objective, self.hidden, self.head, self.denominator = objective, hidden, head, denominator
         self.tokens, self.token_ids, self.scale, self.rows, self.n_backward = tokens, token_ids, scale, rows, n_backward
@@ -64,7 +74,9 @@ class FusedLoss:
         else:
             logits = head_logits(hidden, self.head.weight, self.head.bias, self.buffer)
             batch = self.tokens.take(slice(start, stop))
-            lse, entropy, result = score_with_twin(self.objective, self.twin, logits, token_ids, scale, self.head.tanh_in, batch, self.denominator)
+            lse, entropy, result = score_with_twin(
+                self.objective, self.twin, logits, token_ids, scale, self.head.tanh_in, batch, self.denominator
+            )
             c, e = self._record(result)
         active, stop = self._active(c, e, start, min(stop, self.n_backward))
         if stop <= start or (active is not None and active.numel() == 0):
@@ -128,16 +140,39 @@ class FusedLoss:
 
 
 def run(
-    hidden: Tensor, head: HeadTensors, token_ids: Tensor, mask: Tensor, rows: Tensor | None, n_backward: int, boundaries: Tensor | None,
-    scale: Tensor, tokens: TokenBatch, denominator: Tensor, structure: str, numbers: Tensor, need: list[bool], budget: int,
+    hidden: Tensor,
+    head: HeadTensors,
+    token_ids: Tensor,
+    mask: Tensor,
+    rows: Tensor | None,
+    n_backward: int,
+    boundaries: Tensor | None,
+    scale: Tensor,
+    tokens: TokenBatch,
+    denominator: Tensor,
+    structure: str,
+    numbers: Tensor,
+    need: list[bool],
+    budget: int,
 ) -> FusedLoss:
     """Walk over a flat batch (everything (N, ...)); `rows` None makes the plan here."""
     objective = objective_from(structure, tuple(numbers.tolist()))
     if rows is None:
         rows, n_backward, boundaries = order_tokens(mask, tokens.advantages, tokens.sequences, objective)
     most = chunk_rows("linear_policy_loss", head.weight, budget)
-    fused = FusedLoss(objective, hidden, head, _in_plan_order(tokens, rows), token_ids.index_select(0, rows), scale.index_select(0, rows),
-                      rows, n_backward, denominator, need, most)
+    fused = FusedLoss(
+        objective,
+        hidden,
+        head,
+        _in_plan_order(tokens, rows),
+        token_ids.index_select(0, rows),
+        scale.index_select(0, rows),
+        rows,
+        n_backward,
+        denominator,
+        need,
+        most,
+    )
     for start, stop in _one_pass_chunks(objective, rows.shape[0], n_backward, boundaries, most):
         fused.one_pass(start, stop)
     for start, stop in _two_pass_ranges(objective, rows.shape[0], boundaries, most):

@@ -18,7 +18,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def logits_buffer(rows: int, weight: Tensor) -> Tensor | None:
-    """(rows, V) memory that all chunks of a call share on a CPU, where fresh memory costs page faults; None on a GPU, whose allocator keeps it."""
+    """(rows, V) memory that a call's chunks share on a CPU, where fresh memory costs page faults; None on a GPU, which keeps it."""
     return weight.new_empty((rows, weight.shape[0]), dtype=compute_dtype(weight.dtype)) if weight.device.type == "cpu" else None
 
 

@@ -40,11 +40,25 @@ def linear_policy_loss(
     """(loss, metrics, d_hidden, d_weight, d_bias) for an upstream gradient of 1; a gradient not needed is empty."""
     names = objective_from(structure, tuple(numbers.tolist())).reads
     sequences = None if sequence_ids is None else Sequences(sequence_ids, sequence_lengths)
-    tokens = TokenBatch(advantages, None, advantages, old_log_probs, ref_log_probs, token_weights, sequences, dict(zip(names, extras)), None)
+    tokens = TokenBatch(
+        advantages, None, advantages, old_log_probs, ref_log_probs, token_weights, sequences, dict(zip(names, extras)), None
+    )
     with torch.autocast(hidden.device.type, enabled=False):
         fused = fused_loss.run(
-            hidden, HeadTensors(weight, bias, tanh_in), token_ids, mask, rows, n_backward, boundaries, scale, tokens, denominator,
-            structure, numbers, need, budget,
+            hidden,
+            HeadTensors(weight, bias, tanh_in),
+            token_ids,
+            mask,
+            rows,
+            n_backward,
+            boundaries,
+            scale,
+            tokens,
+            denominator,
+            structure,
+            numbers,
+            need,
+            budget,
         )
     held = fused.d_hidden.dtype if fused.d_hidden is not None else _held(weight)
     d_weight = fused.d_weight().to(_held(weight)) if need[1] else None
@@ -58,8 +72,30 @@ def _held(tensor: Tensor) -> torch.dtype:
 
 
 @linear_policy_loss.register_fake
-def _(hidden, weight, bias, token_ids, mask, rows, n_backward, boundaries, scale, tanh_in, advantages, old_log_probs, ref_log_probs, token_weights,
-      sequence_ids, sequence_lengths, extras, denominator, structure, numbers, need, budget):
+def _(
+    hidden,
+    weight,
+    bias,
+    token_ids,
+    mask,
+    rows,
+    n_backward,
+    boundaries,
+    scale,
+    tanh_in,
+    advantages,
+    old_log_probs,
+    ref_log_probs,
+    token_weights,
+    sequence_ids,
+    sequence_lengths,
+    extras,
+    denominator,
+    structure,
+    numbers,
+    need,
+    budget,
+):
     def gradient(like: Tensor | None, needed: bool) -> Tensor:
         if not needed:
             return hidden.new_empty(0, dtype=_held(hidden))
@@ -81,8 +117,11 @@ def _backward_op(
 
 @_backward_op.register_fake
 def _(d_loss, d_hidden, d_weight, d_bias, hidden, weight, bias):
-    return (torch.empty_like(d_hidden, dtype=hidden.dtype), torch.empty_like(d_weight, dtype=weight.dtype),
-            torch.empty_like(d_bias, dtype=d_bias.dtype if bias is None else bias.dtype))
+    return (
+        torch.empty_like(d_hidden, dtype=hidden.dtype),
+        torch.empty_like(d_weight, dtype=weight.dtype),
+        torch.empty_like(d_bias, dtype=d_bias.dtype if bias is None else bias.dtype),
+    )
 
 
 no_double_backward(_backward_op, "linear_policy_loss")
@@ -98,6 +137,7 @@ def _last_use(d_loss: Tensor, held: Tensor) -> bool:
 
 def _setup(ctx, inputs, output):
     ctx.need, ctx.extras = inputs[-2], len(inputs[16])
+    ctx.set_materialize_grads(False)  # no zeros the size of the weight for outputs that have no gradient
     _, metrics, d_hidden, d_weight, d_bias = output
     ctx.mark_non_differentiable(metrics, d_hidden, d_weight, d_bias)
     # hidden, weight and bias only tie the gradients to the graph, so that a second backward is refused instead of silently 0.

@@ -2,6 +2,7 @@
 
 Peak memory of a pass beside its results: `chunk_rows` rows x (V x 4 bytes of logits + V x 2 of low-precision dlogits
 on a GPU + H x 8 of gathered rows), plus one upcast slab of 8192 x H x 4 bytes for low-precision weights on a CPU.
+The torch rows add a few blocks of 2^18 numbers; the C++ and Triton rows add nothing.
 """
 
 from typing import NamedTuple
@@ -51,8 +52,13 @@ def chunk_rows(function: str, weight: Tensor, budget: int) -> int:
     fixed = SLAB_COLUMNS * weight.shape[1] * 4 if _upcasts(weight) else 0
     rows = (budget - fixed) // _bytes_per_row(weight)
     if rows < MINIMUM_ROWS:
-        checks.fail(function, "chunk_bytes", f"at least {fixed + MINIMUM_ROWS * _bytes_per_row(weight)} bytes for {MINIMUM_ROWS} rows of this head",
-                    budget, "raise it, or leave it None for the default")
+        checks.fail(
+            function,
+            "chunk_bytes",
+            f"at least {fixed + MINIMUM_ROWS * _bytes_per_row(weight)} bytes for {MINIMUM_ROWS} rows of this head",
+            budget,
+            "raise it, or leave it None for the default",
+        )
     return rows
 
 
@@ -63,13 +69,17 @@ def split(start: int, stop: int, most: int) -> list[tuple[int, int]]:
     return [(at, min(at + size, stop)) for at in range(start, stop, size)] if stop > start else []
 
 
-def score(hidden: Tensor, token_ids: Tensor, scale: Tensor, head: HeadTensors, buffer: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def score(
+    hidden: Tensor, token_ids: Tensor, scale: Tensor, head: HeadTensors, buffer: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(logits (m, V), log_probs (m,), lse (m, 2), entropy (m,)) of one chunk; the logits live in `buffer` until the next chunk."""
     logits = head_logits(hidden, head.weight, head.bias, buffer)
     return logits, *rows_for(hidden.device).rows_forward(logits, token_ids, scale, head.tanh_in)
 
 
-def d_logits_of(logits: Tensor, rows: ScoredRows, tanh_in: float, operand: torch.dtype, source_rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def d_logits_of(
+    logits: Tensor, rows: ScoredRows, tanh_in: float, operand: torch.dtype, source_rows: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """Turn a chunk of logits into dlogits as GEMM operands; (dlogits, factor still to be applied or None).
 
     In place on a CPU. fp16 has no range for coefficients of 1 / (tokens in the batch), so there dlogits are formed
@@ -109,7 +119,9 @@ class Gradients:
         return _scaled(d_hidden_of(d_logits, head.weight), factor) if self.need_d_hidden else None
 
 
-def recompute_backward(rows: ScoredRows, head: HeadTensors, budget: int, need: list[bool], *, d_weight: Tensor | None, d_bias: Tensor | None) -> Tensor | None:
+def recompute_backward(
+    rows: ScoredRows, head: HeadTensors, budget: int, need: list[bool], *, d_weight: Tensor | None, d_bias: Tensor | None
+) -> Tensor | None:
     """Gradients for any coefficients by recomputing the logits, vocabulary outermost.
 
     Each slab of d_weight is summed in the compute dtype and rounded once into `d_weight` (added to what is there);

@@ -6,7 +6,7 @@ The signature is that of the C++ and Triton rows. Works through blocks of rows, 
 import torch
 from torch import Tensor
 
-_BLOCK_ELEMENTS = 1 << 21
+_BLOCK_ELEMENTS = 1 << 18
 
 
 def rows_forward(

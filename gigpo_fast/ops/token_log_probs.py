@@ -28,7 +28,9 @@ def _logits_backward(
     d_log_probs: Tensor, d_entropy: Tensor, logits: Tensor, token_ids: Tensor, scale: Tensor, tanh_in: float, entropy: Tensor, lse: Tensor
 ) -> Tensor:
     out = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    rows_for(logits.device).rows_backward(_unit_stride(logits), token_ids, scale, tanh_in, lse, entropy, d_log_probs.contiguous(), d_entropy.contiguous(), out)
+    rows_for(logits.device).rows_backward(
+        _unit_stride(logits), token_ids, scale, tanh_in, lse, entropy, d_log_probs.contiguous(), d_entropy.contiguous(), out
+    )
     return out
 
 
@@ -49,7 +51,9 @@ def _setup_logits(ctx, inputs, output):
 
 def _backward_logits(ctx, d_log_probs, d_entropy, _):
     logits, token_ids, scale, entropy, lse = ctx.saved_tensors
-    d_logits = torch.ops.gigpo_fast.token_log_probs_backward(d_log_probs, d_entropy, logits, token_ids, scale, ctx.tanh_in, entropy.detach(), lse)
+    d_logits = torch.ops.gigpo_fast.token_log_probs_backward(
+        d_log_probs, d_entropy, logits, token_ids, scale, ctx.tanh_in, entropy.detach(), lse
+    )
     return d_logits, None, None, None
 
 
@@ -80,8 +84,18 @@ def _(hidden, weight, bias, token_ids, scale, tanh_in, budget):
 
 @torch.library.custom_op("gigpo_fast::linear_token_log_probs_backward", mutates_args=())
 def _linear_backward(
-    d_log_probs: Tensor, d_entropy: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, token_ids: Tensor, scale: Tensor, tanh_in: float,
-    entropy: Tensor, lse: Tensor, need: list[bool], budget: int,
+    d_log_probs: Tensor,
+    d_entropy: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    token_ids: Tensor,
+    scale: Tensor,
+    tanh_in: float,
+    entropy: Tensor,
+    lse: Tensor,
+    need: list[bool],
+    budget: int,
 ) -> _Saved:
     """(d_hidden, d_weight, d_bias); logits are recomputed, rows whose upstream gradients are both 0 are left out on a CPU."""
     rows = ScoredRows(hidden, token_ids, scale, lse, entropy, d_log_probs.contiguous(), d_entropy.contiguous())

@@ -1,6 +1,7 @@
 """What a recipe is, and how it is found by name."""
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 from ..objective import PolicyObjective
 

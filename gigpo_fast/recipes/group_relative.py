@@ -4,7 +4,7 @@ loss = mean over trained tokens of max(-rho A, -clip(rho, 1 - clip_low, 1 + clip
 """
 
 import functools
-from typing import Callable
+from collections.abc import Callable
 
 from ..objective import Clip, EntropyBonus, KLPenalty, PolicyObjective, TokenMean, TokenRatio
 from .base import Recipe
@@ -51,7 +51,9 @@ RECIPES: dict[str, Callable[[dict], Recipe]] = {"grpo": grpo, "gigpo": gigpo}
 def _settings(name: str, defaults: dict, overrides: dict) -> dict:
     unknown = sorted(set(overrides) - set(defaults))
     if unknown:
-        raise TypeError(f"recipe: {name!r} takes the settings {sorted(defaults)}, got {unknown}; compose a PolicyObjective for anything else")
+        raise TypeError(
+            f"recipe: {name!r} takes the settings {sorted(defaults)}, got {unknown}; compose a PolicyObjective for anything else"
+        )
     return {**defaults, **overrides}
 
 
@@ -60,7 +62,9 @@ def _objective(settings: dict) -> PolicyObjective:
 
 
 @functools.lru_cache(maxsize=64)
-def _compose(clip_low: float, clip_high: float, dual_clip: float | None, kl_coefficient: float, entropy_coefficient: float) -> PolicyObjective:
+def _compose(
+    clip_low: float, clip_high: float, dual_clip: float | None, kl_coefficient: float, entropy_coefficient: float
+) -> PolicyObjective:
     return PolicyObjective(
         ratio=TokenRatio(),
         surrogate=Clip(clip_low, clip_high, dual_clip),

@@ -57,8 +57,19 @@ def leave_one_out_advantages(scores, group, *, statistics=None, trajectory=None,
 
 
 def gigpo_advantages(
-    rewards, trajectory, group, anchor, *, gamma, step=None, valid=None, episode_scores=None, step_returns=None, step_weight=1.0,
-    scale=None, statistics=None,
+    rewards,
+    trajectory,
+    group,
+    anchor,
+    *,
+    gamma,
+    step=None,
+    valid=None,
+    episode_scores=None,
+    step_returns=None,
+    step_weight=1.0,
+    scale=None,
+    statistics=None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A = A^E + step_weight A^S (GiGPO, Eq. 8); returns A, A^E, A^S and the step returns."""
     statistics = statistics or DEFAULTS

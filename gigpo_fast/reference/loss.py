@@ -45,7 +45,7 @@ def policy_loss(
     kl_straight_through: bool = False,
     kl_importance_weighted: bool = False,
     entropy_coefficient: float = 0.0,
-    aggregation: str = "token_mean",  # token_mean, token_sum, sequence_mean_token_sum, sequence_mean_token_mean, sequence_mean_token_sum_norm
+    aggregation: str = "token_mean",  # or token_sum, or sequence_mean_ with token_sum, token_mean, token_sum_norm
     length: float | None = None,  # of sequence_mean_token_sum_norm
     denominator: float | None = None,  # D; default: what the aggregation counts here
     sequence_lengths: list[float] | None = None,  # trained tokens of each whole sequence, if this call sees only parts

@@ -103,7 +103,9 @@ def _compare(fn, gamma: float, scale: str | None, name: str, dtype: torch.dtype,
         result = fn(rewards.to(device), *(label.to(device) for label in labels), gamma=gamma, **moved)
     except Exception as error:  # noqa: BLE001 - whatever fn raises is a finding
         return [Comparison(case, f"raised {type(error).__name__}: {error}", math.inf, 0.0)]
-    found = {"advantages": result} if isinstance(result, Tensor) else {key: getattr(result, key) for key in _QUANTITIES if hasattr(result, key)}
+    found = (
+        {"advantages": result} if isinstance(result, Tensor) else {key: getattr(result, key) for key in _QUANTITIES if hasattr(result, key)}
+    )
     rounding = _ROUNDINGS.get(dtype, _FEW) * torch.finfo(dtype).eps / 2
     comparisons = []
     for key, want, own in zip(_QUANTITIES, oracle, plain):

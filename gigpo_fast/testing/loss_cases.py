@@ -19,7 +19,9 @@ def _one_token(b):
 
 def _extreme(b):
     b.mask[:] = True
-    b.log_ratio[0, 1:4] = torch.tensor((25.0, 100.0, 1e4))  # of one sign within a row: a sequence's mean must not be a difference of huge numbers
+    b.log_ratio[0, 1:4] = torch.tensor(
+        (25.0, 100.0, 1e4)
+    )  # of one sign within a row: a sequence's mean must not be a difference of huge numbers
     b.log_ratio[1, 1:4] = torch.tensor((-25.0, -100.0, -1e4))
     b.log_ratio[2, 3], b.log_ratio[3, 3] = 21.0, -21.0
 

@@ -62,7 +62,9 @@ def chosen(function: str, table: Iterable[str], cases: Iterable[str] | None) -> 
     return wanted
 
 
-def compared(case: str, quantity: str, got: Any, oracle: Tensor, plain: Tensor, factor: float, floor: float, dtype: torch.dtype) -> Comparison:
+def compared(
+    case: str, quantity: str, got: Any, oracle: Tensor, plain: Tensor, factor: float, floor: float, dtype: torch.dtype
+) -> Comparison:
     """The error of `got` against `oracle`; allowed are `factor` times plain torch's error and `floor`."""
     if not isinstance(got, Tensor) or got.shape != oracle.shape or got.dtype != dtype:
         return Comparison(case, f"{quantity} must be {tuple(oracle.shape)} {dtype}, got {checks.describe(got)}", math.inf, 0.0)
@@ -80,5 +82,7 @@ def judged(function: str, comparisons: list[Comparison]) -> Report:
     wrong = [comparison for comparison in comparisons if comparison.share > 1]
     if wrong:
         lines = [f"  {c.case}: {c.quantity}: error {c.error:.3g}, allowed {c.allowed:.3g}" for c in wrong]
-        raise AssertionError(f"{function}: {len(wrong)} of {len(comparisons)} comparisons with the reference are wrong\n" + "\n".join(lines))
+        raise AssertionError(
+            f"{function}: {len(wrong)} of {len(comparisons)} comparisons with the reference are wrong\n" + "\n".join(lines)
+        )
     return Report(tuple(comparisons))

@@ -45,7 +45,9 @@ def compare(answer: Answer, oracle: dict[str, Any], looser: Container[str] = ())
         worst = max(worst, share)
         if not share <= 1:
             got, wanted = ours.reshape(-1)[place].item(), theirs.reshape(-1)[place].item()
-            where = f"[{', '.join(str(int(index)) for index in torch.unravel_index(torch.tensor(place), ours.shape))}]" if ours.dim() else ""
+            where = (
+                f"[{', '.join(str(int(index)) for index in torch.unravel_index(torch.tensor(place), ours.shape))}]" if ours.dim() else ""
+            )
             faults.append(f"{name}{where} is {got:.9g}, in the oracle {wanted:.9g}: {share:.3g} of its tolerance")
     return Comparison(worst, faults, needed)
 

@@ -42,16 +42,24 @@ def answer(case: Case) -> Answer:
     if penalty is not None and config.get("use_ref_model", False):
         reference = inputs["ref_log_probs"]
     elif penalty is not None:
-        reference = linear_token_log_probs(leaves["hidden"], head, inputs["token_ids"], temperature=config["temperature"]).log_probs.detach()
+        reference = linear_token_log_probs(
+            leaves["hidden"], head, inputs["token_ids"], temperature=config["temperature"]
+        ).log_probs.detach()
     advantages = inputs["advantages"]
     result = loss.linear_policy_loss(
-        leaves["hidden"], head, inputs["token_ids"],
-        advantages if advantages.dim() == 2 else advantages[:, None].expand(inputs["mask"].shape), inputs["mask"].bool(),
+        leaves["hidden"],
+        head,
+        inputs["token_ids"],
+        advantages if advantages.dim() == 2 else advantages[:, None].expand(inputs["mask"].shape),
+        inputs["mask"].bool(),
         old_log_probs=inputs["old_log_probs"],
         ref_log_probs=reference,
         temperature=config["temperature"],
         objective=PolicyObjective(
-            ratio(log_ratio_clip=None), Clip(config["epsilon_low"], config["epsilon_high"], ceiling=config["delta"]), penalty, aggregation=aggregation,
+            ratio(log_ratio_clip=None),
+            Clip(config["epsilon_low"], config["epsilon_high"], ceiling=config["delta"]),
+            penalty,
+            aggregation=aggregation,
         ),
         denominator=denominator,
     )
@@ -74,5 +82,7 @@ def _aggregation(config: dict[str, Any], rows: int) -> tuple[Aggregation, float 
 
 ADAPTER = Adapter(
     answer,
-    notes=("cases without use_ref_model in their config were recorded with it off: Liger then ignores ref_log_probs, and its KL term is 0 whatever beta is",),
+    notes=(
+        "cases without use_ref_model in their config were recorded with it off: Liger then ignores ref_log_probs, and its KL term is 0 whatever beta is",
+    ),
 )

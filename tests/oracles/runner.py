@@ -35,12 +35,25 @@ class Report(NamedTuple):
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, run, and return the exit code: 1 if a case disagrees or is not supported yet."""
-    parser = argparse.ArgumentParser(prog="python -m tests.oracles", description="Compare gigpo_fast with what other projects' code answered.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.oracles", description="Compare gigpo_fast with what other projects' code answered."
+    )
     parser.add_argument("folder", type=pathlib.Path, help="folder of recorded answers (*.json.gz)")
-    parser.add_argument("--rollouts", type=pathlib.Path, action="append", default=[], metavar="FOLDER",
-                        help="where the rollout files lie that cases name (repeatable; default: the folder `rollouts` beside FOLDER)")
-    parser.add_argument("--only", action="append", default=[], metavar="FILE=REGEX",
-                        help="of this file the cases whose name the expression finds (repeatable; then files not named are left out)")
+    parser.add_argument(
+        "--rollouts",
+        type=pathlib.Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="where the rollout files lie that cases name (repeatable; default: the folder `rollouts` beside FOLDER)",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="FILE=REGEX",
+        help="of this file the cases whose name the expression finds (repeatable; then files not named are left out)",
+    )
     options = parser.parse_args(arguments)
     if not options.folder.is_dir():
         parser.error(f"{options.folder} is not a folder; pass the one that holds the *.json.gz files")

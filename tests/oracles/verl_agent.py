@@ -69,8 +69,15 @@ def answer_rollouts(case: Case) -> Answer:
 
 def _gigpo(case: Case, rewards: Tensor, trajectory: list[str], group: list[str], anchors: Tensor, **given: Tensor) -> GiGPOAdvantages:
     return advantage.gigpo_advantages(
-        rewards, trajectory, group, anchors, gamma=case.config["gamma"], step_weight=case.config["step_advantage_w"],
-        scale=_scale(case), statistics=VERL_AGENT, **given,
+        rewards,
+        trajectory,
+        group,
+        anchors,
+        gamma=case.config["gamma"],
+        step_weight=case.config["step_advantage_w"],
+        scale=_scale(case),
+        statistics=VERL_AGENT,
+        **given,
     )
 
 

@@ -10,9 +10,20 @@ from .tensors import Case
 
 _K3 = K3(input_clip=20.0, output_clip=10.0)
 _ESTIMATORS = {
-    "k1": K1(), "kl": K1(), "abs": AbsoluteKL(), "k2": K2(), "mse": K2(), "k3": _K3, "low_var_kl": _K3,
-    "k1+": StraightThrough(K1()), "kl+": StraightThrough(K1()), "abs+": StraightThrough(AbsoluteKL()), "k2+": StraightThrough(K2()),
-    "mse+": StraightThrough(K2()), "k3+": StraightThrough(_K3), "low_var_kl+": StraightThrough(_K3),
+    "k1": K1(),
+    "kl": K1(),
+    "abs": AbsoluteKL(),
+    "k2": K2(),
+    "mse": K2(),
+    "k3": _K3,
+    "low_var_kl": _K3,
+    "k1+": StraightThrough(K1()),
+    "kl+": StraightThrough(K1()),
+    "abs+": StraightThrough(AbsoluteKL()),
+    "k2+": StraightThrough(K2()),
+    "mse+": StraightThrough(K2()),
+    "k3+": StraightThrough(_K3),
+    "low_var_kl+": StraightThrough(_K3),
 }
 
 
@@ -24,7 +35,10 @@ def answer(case: Case) -> Answer:
     reference = case.inputs["ref_log_probs"]
     # Without advantages the penalty is all that is left of the loss.
     result = loss.policy_loss(
-        log_probs, torch.zeros_like(log_probs), torch.ones_like(log_probs, dtype=torch.bool), ref_log_probs=reference,
+        log_probs,
+        torch.zeros_like(log_probs),
+        torch.ones_like(log_probs, dtype=torch.bool),
+        ref_log_probs=reference,
         objective=PolicyObjective(divergence=KLPenalty(1.0, estimator), aggregation=TokenSum()),
     )
     result.loss.backward()

@@ -28,24 +28,29 @@ def answer(case: Case) -> Answer:
     weights = inputs.get("rollout_is_weights")
     ratio, surrogate = _policy_term(config)
     result = loss.policy_loss(
-        log_probs, inputs["advantages"], inputs["mask"].bool(),
+        log_probs,
+        inputs["advantages"],
+        inputs["mask"].bool(),
         old_log_probs=inputs["old_log_probs"],
         extras=None if weights is None else {"weights": weights},
         objective=PolicyObjective(
-            ratio, surrogate,
+            ratio,
+            surrogate,
             weighting=None if weights is None else TokenWeights(),
             aggregation=_aggregation(config["loss_agg_mode"], width=log_probs.shape[1]),
         ),
     )
     result.loss.backward()
     metrics = result.metrics_as_floats()
-    return Answer({
-        "loss": result.loss,
-        "grad_log_probs": log_probs.grad,
-        "actor/pg_clipfrac": metrics["clip_fraction_low"] + metrics["clip_fraction_high"],
-        "actor/pg_clipfrac_lower": metrics["dual_clip_fraction"],
-        "actor/ppo_kl": metrics["approx_kl"],
-    })
+    return Answer(
+        {
+            "loss": result.loss,
+            "grad_log_probs": log_probs.grad,
+            "actor/pg_clipfrac": metrics["clip_fraction_low"] + metrics["clip_fraction_high"],
+            "actor/pg_clipfrac_lower": metrics["dual_clip_fraction"],
+            "actor/ppo_kl": metrics["approx_kl"],
+        }
+    )
 
 
 def _policy_term(config: dict[str, Any]):
