@@ -147,3 +147,11 @@ def smallest_chunk(b: SimpleNamespace) -> int:
     except ValueError as error:
         return int(re.search(r"at least (\d+) bytes", str(error)).group(1))
     raise AssertionError("chunk_bytes=1 was taken")
+
+
+def one_row(*values):
+    return torch.tensor([values])
+
+
+def all_trained(like):
+    return torch.ones(like.shape, dtype=torch.bool)
