@@ -40,17 +40,7 @@ def plan_tokens(
 
     Raises if shapes differ. Pass the plan to `linear_policy_loss` with the same mask, advantages and objective.
     """
-    checks.mask("plan_tokens", mask)
-    checks.tensor(
-        "plan_tokens",
-        "advantages",
-        advantages,
-        shape=tuple(mask.shape),
-        dtypes=checks.FLOATS,
-        device=mask.device,
-        fix="give one advantage a token (advantage.to_tokens)",
-    )
-    sequences = sequences_of("plan_tokens", mask, sequence_ids, needed=objective.scope >= Scope.SEQUENCE)
+    sequences = _checked("plan_tokens", mask, advantages, objective, sequence_ids)
     rows, n_backward, boundaries = order_tokens(mask.reshape(-1), advantages.reshape(-1), sequences, objective)
     return Plan(rows, n_backward, boundaries, tuple(mask.shape), int(objective.scope), objective.zero_at_zero_advantage)
 
@@ -58,17 +48,19 @@ def plan_tokens(
 def check_plan(
     function: str, plan: Plan, mask: Tensor, advantages: Tensor, sequences: Sequences | None, objective: PolicyObjective
 ) -> None:
-    """Refuse a plan of another batch or for an objective that needs more; which tokens it names is compared under full validation."""
+    """Refuse a plan of another shape or kind of objective; which tokens it names is compared under full validation."""
     expected, fix = f"made by plan_tokens for shape {tuple(mask.shape)} and this objective", "make it anew for each batch"
     if plan.shape != tuple(mask.shape) or plan.scope != int(objective.scope):
         checks.fail(function, "plan", expected, f"one for {plan.shape}", fix)
-    if plan.skips and not objective.zero_at_zero_advantage:
-        checks.fail(function, "plan", expected, "one that leaves out tokens at zero advantage, which this objective needs", fix)
+    if plan.skips != objective.zero_at_zero_advantage:
+        got = (
+            "one that leaves tokens at zero advantage out of the backward" if plan.skips else "one that leaves no token out of the backward"
+        )
+        checks.fail(function, "plan", expected, got, fix)
     if checks.full_validation():
-        rows, n_backward, _ = order_tokens(mask.reshape(-1), advantages.reshape(-1), sequences, objective)
-        scored = torch.equal(rows.sort().values, plan.rows.sort().values)
-        if not scored or not bool(torch.isin(rows[:n_backward], plan.rows[: plan.n_backward]).all()):
-            checks.fail(function, "plan", expected, "one that names other tokens", fix)
+        rows, n_backward, boundaries = order_tokens(mask.reshape(-1), advantages.reshape(-1), sequences, objective)
+        if not torch.equal(rows, plan.rows) or n_backward != plan.n_backward or not torch.equal(boundaries, plan.boundaries):
+            checks.fail(function, "plan", expected, "one that names other tokens or sequences", fix)
 
 
 def rows_that_matter(
@@ -87,17 +79,7 @@ def rows_that_matter(
     """
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         checks.fail("rows_that_matter", "mask", "(B, T) bool", mask, "packed tokens have no rows: use plan_tokens")
-    checks.mask("rows_that_matter", mask)
-    checks.tensor(
-        "rows_that_matter",
-        "advantages",
-        advantages,
-        shape=tuple(mask.shape),
-        dtypes=checks.FLOATS,
-        device=mask.device,
-        fix="give one advantage a token (advantage.to_tokens)",
-    )
-    sequences = sequences_of("rows_that_matter", mask, sequence_ids, needed=objective.scope >= Scope.SEQUENCE)
+    sequences = _checked("rows_that_matter", mask, advantages, objective, sequence_ids)
     return tokens_that_matter(mask.reshape(-1), advantages.reshape(-1), sequences, objective).view(mask.shape).any(1)
 
 
@@ -127,3 +109,17 @@ def order_tokens(mask: Tensor, advantages: Tensor, sequences: Sequences | None, 
         lengths = torch.unique_consecutive(unit, return_counts=True)[1].cpu()
         boundaries = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     return rows.index_select(0, order), int((idle == 0).sum()), boundaries
+
+
+def _checked(function: str, mask: Tensor, advantages: Tensor, objective: PolicyObjective, sequence_ids: Tensor | None) -> Sequences | None:
+    checks.mask(function, mask)
+    checks.tensor(
+        function,
+        "advantages",
+        advantages,
+        shape=tuple(mask.shape),
+        dtypes=checks.FLOATS,
+        device=mask.device,
+        fix="give one advantage a token (advantage.to_tokens)",
+    )
+    return sequences_of(function, mask, sequence_ids, needed=objective.scope >= Scope.SEQUENCE)
