@@ -98,7 +98,10 @@ def test_micro_batches_add_up(objective, seed, parts):
     merged = LossOutput.merge([piece.output for piece in pieces])
     assert error(merged.loss, whole.loss) <= 1e-15
     together, apart = whole.output.metrics_as_floats(), merged.metrics_as_floats()
-    assert apart == pytest.approx(together, rel=1e-6, abs=1e-6)
+    each = [piece.output.metrics_as_floats() for piece in pieces]
+    for name, value in together.items():  # float32: every part of a sum, and the sum, is rounded once
+        allowed = 2**-23 * (abs(value) + sum(abs(part[name]) for part in each))
+        assert abs(apart[name] - value) <= allowed, f"{name}: {apart[name]} of {value}"
 
 
 def test_parts_of_sequences_add_up_when_their_lengths_are_given():
