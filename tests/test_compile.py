@@ -1,6 +1,8 @@
 """torch.compile in one graph, the custom ops' contracts, and the refusal of gradients of gradients."""
 
 import dataclasses
+import os
+import shutil
 from typing import ClassVar
 
 import pytest
@@ -96,6 +98,9 @@ def test_one_graph(objective, call):
     check(call, objective, "aot_eager", make_batch((3, 6)))
 
 
+@pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="inductor needs a C++ compiler for CPU tensors: apt-get install g++"
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("objective, call", [(FULL, fused), (PolicyObjective(surrogate=Softened()), fused), (SEQUENCE, unfused)],
                          ids=["full-fused", "foreign-fused", "sequence-unfused"])  # fmt: skip
