@@ -1,5 +1,8 @@
 """Paired timing and peak memory: each peer is timed in turns with ours, so that a busy machine slows both alike."""
 
+import contextlib
+import ctypes
+import gc
 import pathlib
 import statistics
 import time
@@ -31,6 +34,9 @@ def peak_bytes(run: Callable[[], None]) -> int | None:
     def kilobytes(field: str) -> int:
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(field))
 
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # memory that the allocator kept would hide what `run` takes
     try:
         before = kilobytes("VmRSS")
         clear.write_text("5")  # resets the high-water mark
