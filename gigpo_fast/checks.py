@@ -85,6 +85,11 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 
 
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of all arithmetic on values of `dtype`: fp64 stays, everything else computes in fp32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def mask(
     function: str, value: Any, shape: tuple[int, ...] | None = None, device: torch.device | None = None, *, name: str = "mask"
 ) -> Tensor:

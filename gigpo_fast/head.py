@@ -51,10 +51,7 @@ def ready_head(function: str, hidden: Tensor, head: Tensor | Head, temperature: 
     )
     weight, bias = head.weight, head.bias
     if head.vocab_size is not None:
-        if isinstance(head.vocab_size, bool) or not isinstance(head.vocab_size, int) or not 0 < head.vocab_size <= weight.shape[0]:
-            checks.fail(
-                function, "head.vocab_size", f"an int in 1 .. {weight.shape[0]}", head.vocab_size, "pass the tokenizer's number of tokens"
-            )
+        check_vocab_size(function, "head.vocab_size", head.vocab_size, weight.shape[0])
         weight, bias = weight[: head.vocab_size], None if bias is None else bias[: head.vocab_size]
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -76,7 +73,7 @@ def row_scale(
     function: str, temperature: float | Tensor, logit_scale: float, softcap: float | None, leading: tuple[int, ...], like: Tensor
 ) -> tuple[Tensor, float]:
     """(scale (N,), tanh_in): z = scale * x, or scale * tanh(tanh_in * x) with a softcap; scale then softcap then temperature."""
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    dtype = checks.compute_dtype(like.dtype)
     logit_scale = checks.number(function, "logit_scale", logit_scale, above=0, fix="the model's config names it; 1.0 for most models")
     outer, tanh_in = logit_scale, 0.0
     if softcap is not None:
@@ -132,6 +129,12 @@ def token_ids_checked(
                 "mask padding (-100 and the like) out, or check the tokenizer against the head",
             )
     return flat
+
+
+def check_vocab_size(function: str, name: str, vocab_size: int, columns: int) -> None:
+    """Refuse a number of real columns that `columns` of logits or weight cannot have."""
+    if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or not 0 < vocab_size <= columns:
+        checks.fail(function, name, f"an int in 1 .. {columns}", vocab_size, "pass the tokenizer's number of tokens")
 
 
 def _check_weight(function: str, head: Head) -> None:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from . import checks
-from .head import Head, ready_head, row_scale, token_ids_checked
+from .head import Head, check_vocab_size, ready_head, row_scale, token_ids_checked
 from .ops import passes
 from .ops import token_log_probs as ops
 from .types import TokenLogProbs
@@ -36,8 +36,7 @@ def token_log_probs(
         checks.fail(function, "logits", "(..., V) with at least one leading dimension", logits, "add one with logits[None]")
     leading = tuple(logits.shape[:-1])
     if vocab_size is not None:
-        if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or not 0 < vocab_size <= logits.shape[-1]:
-            checks.fail(function, "vocab_size", f"an int in 1 .. {logits.shape[-1]}", vocab_size, "pass the tokenizer's number of tokens")
+        check_vocab_size(function, "vocab_size", vocab_size, logits.shape[-1])
         logits = logits[..., :vocab_size]
     flat_ids = token_ids_checked(function, token_ids, leading, logits.device, logits.shape[-1], None)
     scale, tanh_in = row_scale(function, temperature, logit_scale, softcap, leading, logits)

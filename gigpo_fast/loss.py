@@ -64,7 +64,7 @@ def policy_loss(
     lacks, and on one it would not read. Sources: see the blocks in `gigpo_fast.objective`.
     """
     checks.tensor("policy_loss", "log_probs", log_probs, dtypes=checks.FLOATS, fix="pass logprob.token_log_probs(...).log_probs")
-    dtype = torch.float64 if log_probs.dtype == torch.float64 else torch.float32
+    dtype = checks.compute_dtype(log_probs.dtype)
     tokens, denominator = ready_tokens(
         "policy_loss",
         objective,

@@ -27,6 +27,7 @@ LEVELS = {
     "checks": 1,
     "backend": 1,
     "metrics": 1,
+    "segments": 1,
     "head": 2,
     "sequences": 2,
     "objective": 2,

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..segments import segment_sum, to_rows
 from ..types import GiGPOAdvantages
 from . import arguments
 from .group import check_one_group, trajectory_scores
 from .moments import moments, standardise
 from .returns import Timeline, returns_to_go, time_order
-from .segments import segment_sum, to_rows
 from .statistics import CORRECTED, GroupStatistics, check_options
 
 
@@ -102,5 +102,5 @@ def gigpo_advantages(
 
 def _trajectory_sums(rewards: Tensor, timeline: Timeline) -> Tensor:
     """(S,) float64, the sum of the rewards of each row's trajectory, added in time order."""
-    total = segment_sum(rewards.index_select(0, timeline.order), timeline.trajectory)
+    total = segment_sum(rewards.index_select(0, timeline.order), timeline.trajectory, rewards.shape[0])
     return to_rows(total.index_select(0, timeline.trajectory), timeline.order)

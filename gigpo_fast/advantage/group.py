@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..segments import segment_ids, segment_max, segment_min, sort_rows, to_rows
 from . import arguments
 from .moments import moments, standardise
-from .segments import segment_ids, segment_max, segment_min, sort_rows, to_rows
 from .statistics import CORRECTED, GroupStatistics, check_options
 
 

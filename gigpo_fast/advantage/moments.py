@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .segments import segment_ids, segment_max, segment_min, segment_sum, sort_rows, to_rows
+from ..segments import segment_ids, segment_max, segment_min, segment_sum, sort_rows, to_rows
 from .statistics import GroupStatistics
 
 
@@ -36,13 +36,14 @@ def moments(
     segment = segment_ids(order, *labels)
     values, counted = values.index_select(0, order), counted.index_select(0, order)
 
-    count = segment_sum(counted.to(torch.float64), segment)
+    size = values.shape[0]
+    count = segment_sum(counted.to(torch.float64), segment, size)
     low = segment_min(torch.where(counted, values, infinity), segment, infinity)
     high = segment_max(torch.where(counted, values, -infinity), segment, -infinity)
     flat = low == high
-    mean = torch.where(flat, low, segment_sum(values, segment) / count.clamp(min=1.0))
+    mean = torch.where(flat, low, segment_sum(values, segment, size) / count.clamp(min=1.0))
     deviation = torch.where(counted, values - mean.index_select(0, segment), 0.0)
-    variance = segment_sum(deviation * deviation, segment) / (count - ddof).clamp(min=1.0)
+    variance = segment_sum(deviation * deviation, segment, size) / (count - ddof).clamp(min=1.0)
     std = variance.rsqrt().reciprocal()  # sqrt is split over threads from 2,048 values on, where waking one costs more than all of this
 
     own = to_rows(segment, order)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..segments import segment_ids, segment_max, sort_rows, to_rows
 from . import arguments
-from .segments import segment_ids, segment_max, sort_rows, to_rows
 
 
 class Timeline(NamedTuple):

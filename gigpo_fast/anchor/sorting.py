@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..segments import segment_ids, segment_min, sort_rows, to_rows
 from ..types import StateGroups
 from .rows import Objects, Packed
 
@@ -63,19 +64,14 @@ def group_by_sorting(rows: Packed, labels: Tensor | None, *, seed: int, hash_bit
 
 def _refine(classes: Tensor, column: Tensor) -> Tensor:
     """Split classes by the values of a column: two rows share a class if they did before and their values are equal."""
-    order = torch.sort(column, stable=True).indices
-    order = order[torch.sort(classes[order], stable=True).indices]
-    sorted_classes, sorted_column = classes[order], column[order]
-    starts_class = torch.ones_like(order)
-    starts_class[1:] = (sorted_classes[1:] != sorted_classes[:-1]) | (sorted_column[1:] != sorted_column[:-1])
-    return torch.empty_like(classes).index_copy_(0, order, starts_class.cumsum(0) - 1)
+    order = sort_rows(column, classes)
+    return to_rows(segment_ids(order, classes, column), order)
 
 
 def _first_rows(classes: Tensor) -> Tensor:
     """The first row of each row's class."""
     numbers = torch.arange(classes.numel(), device=classes.device)
-    first = torch.full_like(numbers, classes.numel()).scatter_reduce_(0, classes, numbers, "amin")
-    return first[classes]
+    return segment_min(numbers, classes, classes.numel())[classes]
 
 
 def _fingerprints(rows: Packed, seed: int, hash_bits: int) -> Tensor:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..segments import segment_sum
+
 
 class Sequences(NamedTuple):
     """Which sequence each token belongs to, and how many trained tokens each sequence has."""
@@ -18,10 +20,7 @@ class Sequences(NamedTuple):
 
     def sums(self, values: Tensor) -> Tensor:
         """(bound,) sum of `values` (n,) over each sequence, deterministic on every device."""
-        zeros = values.new_zeros(self.lengths.shape[0])
-        if values.device.type == "cpu":
-            return zeros.index_add(0, self.ids, values)  # serial over one dimension
-        return zeros.index_put((self.ids,), values, accumulate=True)  # sorts first; index_add would race on a GPU
+        return segment_sum(values, self.ids, self.lengths.shape[0])
 
     def means(self, values: Tensor) -> Tensor:
         """(n,) for each token the mean of `values` over its sequence."""

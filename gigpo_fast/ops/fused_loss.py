@@ -8,6 +8,7 @@ Sequences that do not fit into a chunk are scored first and recomputed (8NVH).
 import torch
 from torch import Tensor
 
+from ..checks import compute_dtype
 from ..metrics import merge
 from ..objective.batch import TokenBatch
 from ..objective.block import Scope
@@ -15,8 +16,8 @@ from ..objective.differentiate import Differentiated, differentiate, objective_f
 from ..objective.policy import PolicyObjective
 from ..plan import order_tokens
 from .clip_twin import score_with_twin, twin_options
-from .gemm import compute_dtype, head_logits, logits_buffer
-from .passes import Gradients, HeadTensors, ScoredRows, chunk_rows, recompute_backward, score, split
+from .gemm import head_logits, logits_buffer
+from .passes import Gradients, HeadTensors, ScoredRows, chunk_rows, held_dtype, recompute_backward, score, split
 from .rows import scores_on_gpu_kernels
 
 
@@ -39,13 +40,10 @@ class FusedLoss:
     ) -> None:
         self.objective, self.hidden, self.head, self.denominator = objective, hidden, head, denominator
         self.tokens, self.token_ids, self.scale, self.rows, self.n_backward = tokens, token_ids, scale, rows, n_backward
-        dtype = compute_dtype(hidden.dtype)
-        # fp16 gradients wait in fp32 until the upstream scalar (a loss scale) has been applied; the others have fp32's range.
-        held = dtype if hidden.dtype == torch.float16 else hidden.dtype
-        self.d_hidden = torch.zeros_like(hidden, dtype=held) if need[0] else None
+        self.d_hidden = torch.zeros_like(hidden, dtype=held_dtype(hidden)) if need[0] else None
         self.gradients, self.need = Gradients(need), need
         self.buffer = logits_buffer(min(most, rows.shape[0]), head.weight)
-        self.loss = hidden.new_zeros((), dtype=dtype)
+        self.loss = hidden.new_zeros((), dtype=compute_dtype(hidden.dtype))
         self.metrics: list[Tensor] = []
         self.triton = scores_on_gpu_kernels(hidden.device)
         # Where every token of a stretch is trained, its hidden states are a view and need no gathering. Asking a GPU would wait for it.
@@ -84,10 +82,7 @@ class FusedLoss:
         rows = ScoredRows(hidden, token_ids, scale, lse, entropy, c, e)
         rows = ScoredRows(*(tensor[: stop - start] if active is None else tensor.index_select(0, active) for tensor in rows))
         d_hidden = self.gradients.add_chunk(logits, rows, self.head, active)
-        if active is None and self.contiguous and d_hidden is not None:
-            self.d_hidden[int(self.rows[start]) :][: stop - start] = d_hidden
-            return
-        self._store(d_hidden, self.rows[start:stop] if active is None else self.rows[start:stop].index_select(0, active))
+        self._store(d_hidden, start, stop, active)
 
     def two_passes(self, start: int, stop: int, most: int, budget: int) -> None:
         """Tokens that need each other and do not fit into one chunk: score all, evaluate, recompute."""
@@ -101,12 +96,11 @@ class FusedLoss:
         if stop <= start:
             return
         self.buffer = None  # the recomputation has slabs of its own
-        places = self.rows[start:stop] if active is None else self.rows[start:stop].index_select(0, active)
         parts = (self.token_ids[start:stop], self.scale[start:stop], lse, entropy, c, e)
         parts = tuple(tensor[: stop - start] if active is None else tensor.index_select(0, active) for tensor in parts)
-        rows = ScoredRows(self.hidden.index_select(0, places), *parts)
+        rows = ScoredRows(self._hidden_of(start, stop, active), *parts)
         d_hidden = recompute_backward(rows, self.head, budget, self.need, d_weight=self.d_weight(), d_bias=self.d_bias())
-        self._store(d_hidden, places)
+        self._store(d_hidden, start, stop, active)
 
     def _evaluate(self, start: int, stop: int, log_probs: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor]:
         batch = self.tokens.take(slice(start, stop))._replace(log_probs=log_probs, entropy=entropy)
@@ -129,14 +123,21 @@ class FusedLoss:
         wanted = ((c != 0) | (e != 0))[: max(stop - start, 0)]  # NaN is not 0 and stays
         return (None, stop) if bool(wanted.all()) else (wanted.nonzero().squeeze(1), stop)
 
-    def _hidden_of(self, start: int, stop: int) -> Tensor:
-        if self.contiguous:
-            return self.hidden[int(self.rows[start]) :][: stop - start]
-        return self.hidden.index_select(0, self.rows[start:stop])
+    def _places(self, start: int, stop: int, active: Tensor | None) -> Tensor:
+        return self.rows[start:stop] if active is None else self.rows[start:stop].index_select(0, active)
 
-    def _store(self, d_hidden: Tensor | None, places: Tensor) -> None:
-        if d_hidden is not None:
-            self.d_hidden.index_copy_(0, places, d_hidden.to(self.d_hidden.dtype))
+    def _hidden_of(self, start: int, stop: int, active: Tensor | None = None) -> Tensor:
+        if self.contiguous and active is None:
+            return self.hidden[int(self.rows[start]) :][: stop - start]
+        return self.hidden.index_select(0, self._places(start, stop, active))
+
+    def _store(self, d_hidden: Tensor | None, start: int, stop: int, active: Tensor | None) -> None:
+        if d_hidden is None:
+            return
+        if self.contiguous and active is None:
+            self.d_hidden[int(self.rows[start]) :][: stop - start] = d_hidden
+            return
+        self.d_hidden.index_copy_(0, self._places(start, stop, active), d_hidden.to(self.d_hidden.dtype))
 
 
 def run(

@@ -9,12 +9,9 @@ import functools
 import torch
 from torch import Tensor
 
+from ..checks import compute_dtype
+
 SLAB_COLUMNS = 8192  # vocabulary columns that are upcast at a time on a CPU
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """fp64 stays, everything else computes in fp32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def logits_buffer(rows: int, weight: Tensor) -> Tensor | None:

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
+from ..checks import compute_dtype
 from ..metrics import SIZE
 from ..objective.batch import Sequences, TokenBatch
 from ..objective.differentiate import objective_from
 from . import fused_loss
-from .gemm import compute_dtype
 from .guard import no_double_backward
-from .passes import HeadTensors
+from .passes import HeadTensors, held_dtype
 
 
 @torch.library.custom_op("gigpo_fast::linear_policy_loss", mutates_args=())
@@ -60,15 +60,11 @@ def linear_policy_loss(
             need,
             budget,
         )
-    held = fused.d_hidden.dtype if fused.d_hidden is not None else _held(weight)
-    d_weight = fused.d_weight().to(_held(weight)) if need[1] else None
-    d_bias = fused.d_bias().to(_held(bias)) if need[2] else None
+    held = held_dtype(hidden)
+    d_weight = fused.d_weight().to(held_dtype(weight)) if need[1] else None
+    d_bias = fused.d_bias().to(held_dtype(bias)) if need[2] else None
     empty = lambda value: hidden.new_empty(0, dtype=held) if value is None else value  # noqa: E731
     return fused.loss.clone(), fused.metrics[0].clone(), empty(fused.d_hidden), empty(d_weight), empty(d_bias)
-
-
-def _held(tensor: Tensor) -> torch.dtype:
-    return torch.float32 if tensor.dtype == torch.float16 else tensor.dtype
 
 
 @linear_policy_loss.register_fake
@@ -98,8 +94,8 @@ def _(
 ):
     def gradient(like: Tensor | None, needed: bool) -> Tensor:
         if not needed:
-            return hidden.new_empty(0, dtype=_held(hidden))
-        return torch.empty_like(like, dtype=_held(like), memory_format=torch.contiguous_format)
+            return hidden.new_empty(0, dtype=held_dtype(hidden))
+        return torch.empty_like(like, dtype=held_dtype(like), memory_format=torch.contiguous_format)
 
     loss = hidden.new_empty((), dtype=compute_dtype(hidden.dtype))
     metrics = hidden.new_empty(SIZE, dtype=torch.float32)

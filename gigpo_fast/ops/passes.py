@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from .gemm import SLAB_COLUMNS, add_d_weight, compute_dtype, d_hidden_of, head_logits, logits_buffer
+from ..checks import compute_dtype
+from .gemm import SLAB_COLUMNS, add_d_weight, d_hidden_of, head_logits, logits_buffer
 from .rows import rows_for
 
 MINIMUM_ROWS = 16
@@ -38,6 +39,11 @@ class ScoredRows(NamedTuple):
     entropy: Tensor  # (m,)
     d_log_probs: Tensor  # (m,)
     d_entropy: Tensor  # (m,)
+
+
+def held_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype in which a gradient waits for the upstream scalar (a loss scale, say): fp16's in fp32, whose range the others have."""
+    return torch.float32 if tensor.dtype == torch.float16 else tensor.dtype
 
 
 def default_budget(weight: Tensor) -> int:

@@ -32,7 +32,7 @@ def rows_forward(
     """
     name = "rows_forward"
     n = _matrix(name, "logits", logits).shape[0]
-    compute = _compute_dtype(logits)
+    compute = checks.compute_dtype(logits.dtype)
     ids = _per_row(name, "token_ids", token_ids, n, torch.int64)
     return _ops().rows_forward(logits, ids, _per_row(name, "scale", scale, n, compute), float(tanh_in))
 
@@ -65,7 +65,7 @@ def rows_backward(
     expected = (n if source_rows is None else m, vocabulary)
     if tuple(out.shape) != expected:
         checks.fail(name, "out", f"{expected}, a row for each row of logits or of source_rows", out, "allocate it with that shape")
-    compute = _compute_dtype(logits)
+    compute = checks.compute_dtype(logits.dtype)
     per_row = {"scale": scale, "entropy": entropy, "d_log_probs": d_log_probs, "d_entropy": d_entropy}
     scale, *rest = (_per_row(name, argument, value, m, compute) for argument, value in per_row.items())
     lse = checks.tensor(name, "lse", lse, shape=(m, 2), dtypes=(compute,), device=_CPU, fix="pass what rows_forward returned").contiguous()
@@ -87,10 +87,6 @@ def _matrix(function: str, name: str, value: Tensor) -> Tensor:
 def _per_row(function: str, name: str, value: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
     fix = "pass one value for each row" if name != "scale" else "pass one value for each row, float64 only with float64 logits"
     return checks.tensor(function, name, value, shape=(rows,), dtypes=(dtype,), device=_CPU, fix=fix).contiguous()
-
-
-def _compute_dtype(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
 @functools.cache

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from .gemm import compute_dtype, logits_buffer
+from ..checks import compute_dtype
+from .gemm import logits_buffer
 from .guard import no_double_backward
 from .passes import HeadTensors, ScoredRows, chunk_rows, recompute_backward, score, split
 from .rows import rows_for

@@ -25,9 +25,9 @@ def segment_ids(order: Tensor, *labels: Tensor) -> Tensor:
     return starts.cumsum(0)
 
 
-def segment_sum(values: Tensor, segment: Tensor) -> Tensor:
-    """(S,) the sum of each segment (zeros beyond the last), added in the order of the rows."""
-    total = torch.zeros_like(values)
+def segment_sum(values: Tensor, segment: Tensor, size: int) -> Tensor:
+    """(size,) the sum of each segment (zeros beyond the last), added in the order of the rows; differentiable in `values`."""
+    total = values.new_zeros(size)
     if values.device.type == "cpu":
         return total.index_add_(0, segment, values)  # one thread
     return total.index_put_((segment,), values, accumulate=True)  # sorts by segment first; index_add_ would use atomics
