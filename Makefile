@@ -2,7 +2,9 @@
 #
 #   make demo     train an agent with GRPO and with GiGPO on this machine; writes curves and numbers
 #   make test     the whole test suite
-#   make bench    benchmarks against torch and other libraries
+#   make bench    benchmarks against torch and other libraries on the CPU (about ten minutes); prints the ratios, writes bench/records
+#   make bench-gpu     on a GPU machine: every kernel proved right, then timed; writes bench/records
+#   make bench-plots   pictures of the records
 #   make doctor   which path every operation takes here, and a comparison of each with the reference
 #   make lint     ruff
 #   make check-cuda    compile the CUDA kernels for sm_80, sm_90 and sm_100 (needs nvcc, no GPU)
@@ -13,6 +15,7 @@
 #            TORCH_INDEX=URL        where pip finds torch, for example PyTorch's index of CPU wheels
 #            GIGPO_EXT=auto|off|cpu|cuda   which native libraries to build (auto: what can be built)
 #            PYTEST_ARGS='-k loss'  more arguments for pytest
+#            BENCH_ARGS='--steps timings'  arguments for bench-gpu
 #            DEMO_ARGS='--quick'    more arguments for examples/demo.py
 
 PY          ?= python3
@@ -26,7 +29,7 @@ BIN          := .venv/bin
 PIP          := $(BIN)/python -m pip --disable-pip-version-check
 BUILD_INPUTS := setup.py pyproject.toml $(wildcard csrc/*)
 
-.PHONY: help demo test bench doctor lint check-cuda clean
+.PHONY: help demo test bench bench-gpu bench-plots doctor lint check-cuda clean
 .DELETE_ON_ERROR:
 
 help:
@@ -39,7 +42,16 @@ test: .venv/.ready-test
 	$(BIN)/pytest -n auto $(PYTEST_ARGS)
 
 bench: .venv/.ready-bench
-	$(BIN)/pytest bench --benchmark-only $(PYTEST_ARGS)
+	$(BIN)/pytest bench --benchmark-only --benchmark-columns=median,iqr,rounds -q $(PYTEST_ARGS)
+
+# Asked before the rest is installed: a machine without a GPU learns of it early.
+bench-gpu: .venv/.torch
+	$(BIN)/python -m bench.gpu --check
+	$(MAKE) .venv/.ready-dev
+	$(BIN)/python -m bench.gpu $(BENCH_ARGS)
+
+bench-plots: .venv/.ready-bench
+	$(BIN)/python -m bench.plots
 
 doctor: .venv/.ready-triton
 	$(BIN)/python -m gigpo_fast doctor --selftest

@@ -1,71 +1,79 @@
-"""Who else computes a clipped policy loss from hidden states and a head, each at its best setting for the batch.
+"""A peer: whoever else computes the same thing. One that is not installed skips with its install line, one that cannot run says why."""
 
-A peer is a function of a Batch that returns the loss; one that is not installed says how to install it.
-"""
-
+import importlib.metadata
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
-from shapes import Batch
-from torch import Tensor
 
-from gigpo_fast.loss import linear_grpo_loss
-
-CLIP = 0.2
+from bench.shapes import Shape
 
 
-def ours(batch: Batch) -> Tensor:
-    """gigpo_fast.loss.linear_grpo_loss."""
-    return linear_grpo_loss(
-        batch.hidden, batch.weight, batch.token_ids, batch.advantages, batch.mask, old_log_probs=batch.old_log_probs
-    ).loss
+class Peer(NamedTuple):
+    """`make(device)` imports what it needs and returns the function to time; its docstring says which setting was chosen."""
+
+    name: str
+    make: Callable[[torch.device], Callable]
+    package: str = "torch"  # the distribution to install
+    gpu: bool = False  # has nothing to run on a CPU
+    compacts: bool = False  # for batches with untrained tokens only: elsewhere it is its dense twin
+    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")  # what it takes and is right in
+    compiles: bool = False  # its first step is another thing: not to be measured even for memory
+    overwrites: bool = False  # destroys its inputs, so they are restored before each round, untimed
+
+    def load(self, shape: Shape, device: torch.device) -> Callable:
+        """The function, ready to call; skips the test where it cannot run."""
+        if self.gpu and device.type != "cuda":
+            pytest.skip(f"{self.name} needs a CUDA device")
+        if self.compacts and shape.trained == 1:
+            pytest.skip(f"{self.name}: every token is trained, nothing to leave out")
+        if shape.dtype not in self.dtypes:
+            pytest.skip(f"{self.name} is compared in {' and '.join(self.dtypes)} only")
+        try:
+            return self.make(device)
+        except ImportError as error:
+            pytest.skip(f"{self.name}: pip install {self.package} ({error})")
+
+    def version(self) -> str:
+        return version_of(self.package)
 
 
-def eager(batch: Batch) -> Tensor:
-    """Plain torch over all tokens, as a trainer without a fused head does it."""
-    logits = batch.hidden @ batch.weight.T
-    log_probs = torch.log_softmax(logits, -1).gather(-1, batch.token_ids.unsqueeze(-1)).squeeze(-1)
-    return _clipped(log_probs, batch.old_log_probs, batch.advantages, batch.mask)
+class Registry(dict[str, Peer]):
+    """The peers of one problem by name."""
+
+    def add(self, **properties):
+        """Decorator: register a maker under its own name."""
+
+        def register(make):
+            self[make.__name__] = Peer(make.__name__, make, **properties)
+            return make
+
+        return register
 
 
-def eager_compacted(batch: Batch) -> Tensor:
-    """Plain torch over the trained tokens only."""
-    mask = batch.mask
-    logits = batch.hidden[mask] @ batch.weight.T
-    log_probs = torch.log_softmax(logits, -1).gather(-1, batch.token_ids[mask].unsqueeze(-1)).squeeze(-1)
-    return _clipped(log_probs, batch.old_log_probs[mask], batch.advantages[mask], torch.ones_like(log_probs, dtype=torch.bool))
+def version_of(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
 
 
-def liger(batch: Batch) -> Tensor:
-    """Liger's LigerFusedLinearGRPOLoss, token mean ("bnpo"), compiled=False, its default chunk of one sequence."""
-    chunked = pytest.importorskip("liger_kernel.chunked_loss", reason="pip install liger-kernel")
-    loss = chunked.LigerFusedLinearGRPOLoss(
-        beta=0.0, compiled=False, use_ref_model=False, loss_type="bnpo", epsilon_low=CLIP, epsilon_high=CLIP
-    )
-    loss.temperature = 1.0
-    return loss(
-        batch.hidden,
-        batch.weight,
-        batch.token_ids,
-        batch.mask.float(),
-        batch.advantages[:, 0].contiguous(),
-        old_per_token_logps=batch.old_log_probs,
-    )[0]
+def compiled(function: Callable, device: torch.device) -> Callable:
+    """torch.compile with static shapes, its best setting. Skips where inductor cannot compile: a CPU needs a C++ compiler, a GPU Triton."""
+    if device.type == "cuda":
+        import triton  # noqa: F401
+    else:
+        _needs_cpp_compiler()
+    # By default the ninth shape of a function silently runs uncompiled.
+    limits = torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=1024, fail_on_recompile_limit_hit=True)
+    return limits(torch.compile(function, dynamic=False))
 
 
-def _clipped(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-    ratio = (log_probs - old_log_probs).exp()
-    loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - CLIP, 1 + CLIP))
-    return (loss * mask).sum() / mask.sum()
+def _needs_cpp_compiler() -> None:
+    from torch._inductor import cpp_builder, exc
 
-
-PEERS: dict[str, Callable[[Batch], Tensor]] = {"eager": eager, "eager_compacted": eager_compacted, "liger": liger}
-
-
-def bare_gemms(batch: Batch) -> None:
-    """The three matrix products that no exact loss with a trained head can do without: the physical limit."""
-    hidden, weight = batch.hidden.detach()[batch.mask], batch.weight.detach()
-    d_logits = hidden @ weight.T
-    d_logits @ weight
-    d_logits.T @ hidden
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler as error:
+        pytest.skip(f"torch.compile needs a C++ compiler on a CPU: {str(error).splitlines()[0]}")

@@ -8,9 +8,11 @@ import statistics
 import time
 from collections.abc import Callable
 
+import torch
 
-def paired(benchmark, peer: Callable[[], None], ours: Callable[[], None], *, rounds: int = 5) -> float:
-    """Benchmark `peer`, running `ours` before each of its rounds; returns median(peer) / median(ours)."""
+
+def paired(benchmark, peer: Callable[[], None], ours: Callable[[], None], *, rounds: int = 5, warm: bool = False) -> float:
+    """Benchmark `peer`, running `ours` before each of its rounds (and once more before, unless it is warm); median(peer) / median(ours)."""
     own: list[float] = []
 
     def run_ours() -> None:
@@ -18,8 +20,9 @@ def paired(benchmark, peer: Callable[[], None], ours: Callable[[], None], *, rou
         ours()
         own.append(time.perf_counter() - started)
 
-    run_ours()
-    own.clear()
+    if not warm:
+        run_ours()
+        own.clear()
     benchmark.pedantic(peer, setup=run_ours, rounds=rounds, warmup_rounds=0)
     ratio = benchmark.stats.stats.median / statistics.median(own)
     benchmark.extra_info["ours_median_seconds"] = statistics.median(own)
@@ -27,8 +30,27 @@ def paired(benchmark, peer: Callable[[], None], ours: Callable[[], None], *, rou
     return ratio
 
 
-def peak_bytes(run: Callable[[], None]) -> int | None:
-    """How much resident memory `run` adds at its highest point, or None where the kernel does not say (Linux only)."""
+def finished(run: Callable, device: torch.device) -> Callable[[], None]:
+    """`run` without its result, returning when the device has done the work."""
+
+    def wait() -> None:
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return wait
+
+
+def seconds_of(run: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def peak_bytes(run: Callable[[], None], device: torch.device | None = None) -> int | None:
+    """How much memory `run` adds at its highest point, what it leaves behind included. None where nobody says (a CPU without Linux)."""
+    if device is not None and device.type == "cuda":
+        return _peak_on_gpu(run, device)
     status, clear = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
 
     def kilobytes(field: str) -> int:
@@ -40,7 +62,19 @@ def peak_bytes(run: Callable[[], None]) -> int | None:
     try:
         before = kilobytes("VmRSS")
         clear.write_text("5")  # resets the high-water mark
-        run()
-        return (kilobytes("VmHWM") - before) * 1024
     except OSError:
+        run()
         return None
+    run()
+    return (kilobytes("VmHWM") - before) * 1024
+
+
+def _peak_on_gpu(run: Callable[[], None], device: torch.device) -> int:
+    gc.collect()
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before

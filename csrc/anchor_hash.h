@@ -39,7 +39,14 @@ constexpr i64 kStripesPerBlock = 16;
 constexpr i64 kLongerThan = 240;    // longer states go through the accumulators
 constexpr i64 kSecretBytes = 192;
 constexpr i64 kKeyWords = 48;       // the secret changed by the seed (24 words), then the secret as published (24 words)
-constexpr i64 kProbes = 128;        // slots looked at before a table gives up
+#if defined(ANCHOR_SMALL)  // tests make these bounds small, to reach what they guard
+constexpr i64 kProbes = 8, kLongState = 600;
+constexpr int kCrowd = 2;
+#else
+constexpr i64 kProbes = 128;       // slots looked at before a row is set aside
+constexpr int kCrowd = 2;          // different states of one hash that a table takes; honest states hardly ever need a second
+constexpr i64 kLongState = 8192;   // longer states get a block of a device, others a warp
+#endif
 #if !defined(__CUDACC__)
 constexpr i64 kPrefetch = 512;      // bytes that a host asks for ahead of reading them
 #endif

@@ -1,4 +1,5 @@
-// The row kernels for CPUs: log-sum-exp, target log-probability and entropy of logits rows, and the gradient of both.
+// The row kernels for CPUs: log-sum-exp, target log-probability, entropy and sum of squared probabilities of logits rows, and the
+// gradient of the middle two.
 // Torch operators on the stable ABI: arguments are checked here as far as memory safety needs it, messages for people are in Python.
 
 #include <torch/csrc/stable/library.h>
@@ -66,12 +67,13 @@ const RowOps& row_ops(int64_t isa) {
 
 template <class A>
 void forward(const RowOps& ops, const Matrix& logits, const Tensor& token_ids, const Tensor& scale, A tanh_in,
-             const Tensor& log_probs, const Tensor& lse, const Tensor& entropy) {
+             const Tensor& log_probs, const Tensor& lse, const Tensor& entropy, const Tensor& squared) {
   const int64_t* token = per_row<int64_t>(token_ids, ScalarType::Long, logits.rows);
   const A* s = per_row<A>(scale, arithmetic_type<A>(), logits.rows);
   A* to_log_prob = per_row<A>(log_probs, arithmetic_type<A>(), logits.rows);
   A* to_lse = per_row_pair<A>(lse, arithmetic_type<A>(), logits.rows);
   A* to_entropy = per_row<A>(entropy, arithmetic_type<A>(), logits.rows);
+  A* to_squared = per_row<A>(squared, arithmetic_type<A>(), logits.rows);
   const int64_t grain = std::max<int64_t>(1, kGrain / logits.columns);
   torch::stable::parallel_for(0, logits.rows, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -80,11 +82,12 @@ void forward(const RowOps& ops, const Matrix& logits, const Tensor& token_ids, c
       to_lse[2 * i] = r.top;
       to_lse[2 * i + 1] = r.log_sum;
       to_entropy[i] = r.entropy;
+      to_squared[i] = r.squared;
     }
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> rows_forward(
+std::tuple<Tensor, Tensor, Tensor, Tensor> rows_forward(
     const Tensor& logits, const Tensor& token_ids, const Tensor& scale, double tanh_in, int64_t isa) {
   const RowOps& ops = row_ops(isa);
   const Matrix m = matrix(logits);
@@ -93,9 +96,10 @@ std::tuple<Tensor, Tensor, Tensor> rows_forward(
   Tensor log_probs = torch::stable::empty({m.rows}, type);
   Tensor lse = torch::stable::empty({m.rows, 2}, type);
   Tensor entropy = torch::stable::empty({m.rows}, type);
-  if (m.rows > 0 && wide) forward<double>(ops, m, token_ids, scale, tanh_in, log_probs, lse, entropy);
-  if (m.rows > 0 && !wide) forward<float>(ops, m, token_ids, scale, float(tanh_in), log_probs, lse, entropy);
-  return {log_probs, lse, entropy};
+  Tensor squared = torch::stable::empty({m.rows}, type);
+  if (m.rows > 0 && wide) forward<double>(ops, m, token_ids, scale, tanh_in, log_probs, lse, entropy, squared);
+  if (m.rows > 0 && !wide) forward<float>(ops, m, token_ids, scale, float(tanh_in), log_probs, lse, entropy, squared);
+  return {log_probs, lse, entropy, squared};
 }
 
 // Shared memory is legal in two forms: the same place with the same type and stride, or columns of one buffer that lie beside each other.
@@ -176,7 +180,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gigpo_fast_C, m) {
   // isa: -1 the best this machine has, else 0 baseline, 1 AVX2, 2 AVX-512 (for tests).
   m.def(
       "rows_forward(Tensor logits, Tensor token_ids, Tensor scale, float tanh_in, int isa=-1)"
-      " -> (Tensor log_probs, Tensor lse, Tensor entropy)");
+      " -> (Tensor log_probs, Tensor lse, Tensor entropy, Tensor squared)");
   m.def(
       "rows_backward(Tensor logits, Tensor token_ids, Tensor scale, float tanh_in, Tensor lse, Tensor entropy, Tensor d_log_probs,"
       " Tensor d_entropy, Tensor? source_rows, Tensor(a!) out, int isa=-1) -> ()");

@@ -39,7 +39,7 @@ template <class A>
 struct BlockOps {
   // z = scale * x, or scale * tanh(tanh_in * x) where tanh_in != 0; returns the largest z that is not NaN (-inf if there is none).
   A (*transform)(const A* x, A* z, int64_t count, A scale, A tanh_in);
-  // out[0] += sum e^(z - top), out[1] += sum e^(z - top) (z - top); an element with e^(z - top) = 0 counts 0 in both.
+  // With e = e^(z - top): out[0] += sum e, out[1] += sum e (z - top), out[2] += sum e^2; an element with e = 0 counts 0 in all.
   void (*sums)(const A* z, int64_t count, A top, Ahead ahead, double* out);
   // The gradient of every element as if none were the target; x and out may be the same memory.
   void (*gradient)(const A* x, A* out, int64_t count, const RowGradient<A>& row, Ahead ahead);

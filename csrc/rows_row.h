@@ -14,6 +14,7 @@ struct RowResult {
   A top;      // the largest z, and
   A log_sum;  // the log of the sum of e^(z - top): together the log-sum-exp, which in one number would lose digits
   A entropy;
+  A squared;  // sum of p^2
 };
 
 // One pass over memory. Per block: transform, maximum, then sums around the running maximum, which are kept in double between blocks.
@@ -26,7 +27,7 @@ RowResult<A> forward_row(const RowOps& ops, const Matrix& logits, int64_t row, i
   alignas(64) A z[kBlock];
   A top = none;
   A target = std::numeric_limits<A>::quiet_NaN();  // stays for a token outside the vocabulary
-  double sums[2] = {0.0, 0.0};                      // of e^(z - top) and of e^(z - top) (z - top)
+  double sums[3] = {0.0, 0.0, 0.0};                 // of e^(z - top), of e^(z - top) (z - top), and of e^(z - top) squared
   for (int64_t column = 0; column < logits.columns; column += kBlock) {
     const int64_t count = std::min(kBlock, logits.columns - column);
     const A* x = load_block(ops, logits, row, column, count, scratch);
@@ -39,6 +40,7 @@ RowResult<A> forward_row(const RowOps& ops, const Matrix& logits, int64_t row, i
         const double factor = std::exp(shift);
         sums[1] = factor * (sums[1] + shift * sums[0]);
         sums[0] *= factor;
+        sums[2] *= factor * factor;
       }
       top = block_top;
     }
@@ -52,6 +54,7 @@ RowResult<A> forward_row(const RowOps& ops, const Matrix& logits, int64_t row, i
       top,
       A(log_sum),
       A(entropy < 0.0 ? 0.0 : entropy),  // rounding; NaN stays
+      A(sums[2] / (sums[0] * sums[0])),
   };
 }
 

@@ -158,10 +158,10 @@ ROWS_TARGET static void sums(const A* z, int64_t count, A top, Ahead ahead, doub
   typedef typename Lanes<A>::Vec V;
   constexpr int64_t L = Lanes<A>::kCount;
   constexpr int64_t kGroup = 16 * L;  // short sums of short sums: beside one large term, hundreds of tiny ones would each be rounded away
-  V weight{}, weighted{};
+  V weight{}, weighted{}, squared{};
   for (int64_t start = 0; start < count; start += kGroup) {
     const int64_t end = start + kGroup < count ? start + kGroup : count;
-    V group{}, group_weighted{};
+    V group{}, group_weighted{}, group_squared{};
     for (int64_t j = start; j < end; j += L) {
       fetch(ahead, j);
       const V d = load<V>(z + j) - top;
@@ -169,13 +169,16 @@ ROWS_TARGET static void sums(const A* z, int64_t count, A top, Ahead ahead, doub
       const V e = vanishes ? V{} : exponential(d);
       group = group + e;
       group_weighted = group_weighted + e * (vanishes ? V{} : d);
+      group_squared = group_squared + e * e;
     }
     weight = weight + group;
     weighted = weighted + group_weighted;
+    squared = squared + group_squared;
   }
   for (int64_t i = 0; i < L; ++i) {
     out[0] += double(weight[i]);
     out[1] += double(weighted[i]);
+    out[2] += double(squared[i]);
   }
 }
 

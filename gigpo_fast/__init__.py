@@ -17,7 +17,7 @@ import importlib
 from .checks import validation
 
 __version__ = "0.1.0"
-__all__ = ["advantage", "anchor", "backend", "distributed", "logprob", "loss", "objective", "recipes", "testing", "validation"]
+__all__ = ["advantage", "anchor", "backend", "distributed", "logprob", "loss", "objective", "recipes", "reward", "testing", "validation"]
 
 
 def __getattr__(name: str):

@@ -43,7 +43,8 @@ def paths() -> list[Path]:
     for device in devices():
         found.append(_path("log-probs, fused losses (row kernels)", device, _rows_path))
         found.append(_path("anchor grouping", device, grouping.path))
-        found.append(_path("advantages, objectives", device, lambda device: ("torch", None)))
+        found.append(_path("advantages (segment kernels)", device, _rows_path))
+        found.append(_path("objectives", device, lambda device: ("torch", None)))
     return found
 
 

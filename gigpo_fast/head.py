@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import checks
+from .sharded_head import shard_columns
 
 
 class Head(NamedTuple):
@@ -16,14 +17,18 @@ class Head(NamedTuple):
         logits = z[:, :vocab_size] / temperature
 
     Columns from vocab_size on are padding: they are never sampled and do not enter the softmax.
+
+    With `group_name` the weight is this rank's columns of a vocabulary-parallel head: every rank of that process group passes the same
+    tokens and its own columns, in rank order. Log-probs and losses are then those of the whole vocabulary, the same bits on every rank;
+    d_hidden arrives summed over the ranks, d_weight and d_bias are those of the rank's own columns.
     """
 
     weight: Tensor  # (V, H) float32, float64, bfloat16 or float16
     bias: Tensor | None = None  # (V,), dtype of weight
     logit_scale: float = 1.0  # Cohere's; 1 / logits_scaling for Granite
     softcap: float | None = None  # Gemma 2's final_logit_softcapping
-    vocab_size: int | None = None  # real columns of a padded weight
-    group_name: str | None = None  # a vocabulary-parallel process group; not available yet
+    vocab_size: int | None = None  # real columns of a padded weight; of all ranks together, if it is sharded
+    group_name: str | None = None  # process_group.group_name of a vocabulary-parallel head
 
 
 class ReadyHead(NamedTuple):
@@ -34,6 +39,13 @@ class ReadyHead(NamedTuple):
     bias: Tensor | None
     scale: Tensor  # (N,) compute dtype
     tanh_in: float
+    group_name: str = ""
+    columns: tuple[int, ...] = (0,)  # of each rank of the group
+
+    @property
+    def vocabulary(self) -> int:
+        """Real columns of all ranks together."""
+        return sum(self.columns) if self.group_name else self.weight.shape[0]
 
 
 def ready_head(function: str, hidden: Tensor, head: Tensor | Head, temperature: float | Tensor, leading: tuple[int, ...]) -> ReadyHead:
@@ -50,7 +62,12 @@ def ready_head(function: str, hidden: Tensor, head: Tensor | Head, temperature: 
         fix="hidden and token_ids need equal leading shapes (nothing is shifted here), and hidden the head's H",
     )
     weight, bias = head.weight, head.bias
-    if head.vocab_size is not None:
+    columns: list[int] = []
+    if head.group_name is not None:
+        columns = shard_columns(function, weight, head.group_name, head.vocab_size)
+        real = columns[torch.distributed.get_rank(torch.distributed.distributed_c10d._resolve_process_group(head.group_name))]
+        weight, bias = weight[:real], None if bias is None else bias[:real]
+    elif head.vocab_size is not None:
         check_vocab_size(function, "head.vocab_size", head.vocab_size, weight.shape[0])
         weight, bias = weight[: head.vocab_size], None if bias is None else bias[: head.vocab_size]
     if torch.is_autocast_enabled(hidden.device.type):
@@ -66,7 +83,8 @@ def ready_head(function: str, hidden: Tensor, head: Tensor | Head, temperature: 
             error=TypeError,
         )
     scale, tanh_in = row_scale(function, temperature, head.logit_scale, head.softcap, leading, hidden)
-    return ReadyHead(hidden.reshape(-1, hidden.shape[-1]), weight, bias, scale, tanh_in)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    return ReadyHead(flat, weight, bias, scale, tanh_in, head.group_name or "", tuple(columns) or (0,))
 
 
 def row_scale(
@@ -131,6 +149,22 @@ def token_ids_checked(
     return flat
 
 
+def check_hidden(function: str, hidden: Tensor, mask: Tensor) -> None:
+    """Under full validation hidden states (N, H) of trained tokens must be finite; what others hold does not matter."""
+    if not checks.full_validation():
+        return
+    wrong = ~torch.isfinite(hidden).all(-1) & mask.reshape(-1)
+    if bool(wrong.any()):
+        places = wrong.view(mask.shape).nonzero()
+        checks.fail(
+            function,
+            "hidden",
+            "finite at trained tokens",
+            f"NaN or infinity at {places[0].tolist()} ({len(places)} tokens in all)",
+            "look for an overflow in the model, or mask such tokens out",
+        )
+
+
 def check_vocab_size(function: str, name: str, vocab_size: int, columns: int) -> None:
     """Refuse a number of real columns that `columns` of logits or weight cannot have."""
     if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or not 0 < vocab_size <= columns:
@@ -155,7 +189,7 @@ def _check_weight(function: str, head: Head) -> None:
             "head.weight",
             "a plain tensor",
             "a DTensor",
-            "call inside LinearPolicyLoss, which FSDP2 unshards, or pass weight.full_tensor(); it is never gathered silently",
+            "call inside LinearPolicyLoss, which FSDP2 unshards, or pass distributed.head_of_dtensor(weight); it is never gathered silently",
             error=TypeError,
         )
     if weight.dim() != 2 or weight.numel() == 0:
@@ -184,8 +218,4 @@ def _check_weight(function: str, head: Head) -> None:
             dtypes=(weight.dtype,),
             device=weight.device,
             fix="pass lm_head.bias",
-        )
-    if head.group_name is not None:
-        checks.fail(
-            function, "head.group_name", "None", head.group_name, "vocabulary-parallel heads are not available yet: gather the weight first"
         )

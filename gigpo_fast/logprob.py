@@ -1,14 +1,23 @@
-"""Log-probs and entropies of sampled tokens, from logits or straight from hidden states and the head."""
+"""Log-probs, entropies and other statistics of sampled tokens, from logits or straight from hidden states and the head."""
 
+import torch
 from torch import Tensor
 
 from . import checks
 from .head import Head, check_vocab_size, ready_head, row_scale, token_ids_checked
 from .ops import passes
 from .ops import token_log_probs as ops
-from .types import TokenLogProbs
+from .types import TokenLogProbs, TokenStatistics
 
-__all__ = ["Head", "TokenLogProbs", "linear_token_log_probs", "token_log_probs"]
+__all__ = [
+    "Head",
+    "TokenLogProbs",
+    "TokenStatistics",
+    "linear_token_log_probs",
+    "linear_token_statistics",
+    "token_log_probs",
+    "token_statistics",
+]
 
 
 def token_log_probs(
@@ -30,18 +39,29 @@ def token_log_probs(
     that dtype, nats; the gradient in the dtype of the logits. A token id out of range raises under full validation, else
     its log-prob is NaN. Raises on unequal leading shapes, temperature <= 0, and on a backward through the backward.
     """
-    function = "token_log_probs"
-    checks.tensor(function, "logits", logits, dtypes=checks.FLOATS, fix="pass the model's logits")
-    if logits.dim() < 2:
-        checks.fail(function, "logits", "(..., V) with at least one leading dimension", logits, "add one with logits[None]")
-    leading = tuple(logits.shape[:-1])
-    if vocab_size is not None:
-        check_vocab_size(function, "vocab_size", vocab_size, logits.shape[-1])
-        logits = logits[..., :vocab_size]
-    flat_ids = token_ids_checked(function, token_ids, leading, logits.device, logits.shape[-1], None)
-    scale, tanh_in = row_scale(function, temperature, logit_scale, softcap, leading, logits)
-    log_probs, entropy, _ = ops.token_log_probs(logits.reshape(-1, logits.shape[-1]), flat_ids, scale, tanh_in)
-    return TokenLogProbs(log_probs.view(leading), entropy.view(leading))
+    log_probs, entropy, _ = _from_logits("token_log_probs", logits, token_ids, temperature, logit_scale, softcap, vocab_size)
+    return TokenLogProbs(log_probs, entropy)
+
+
+def token_statistics(
+    logits: Tensor,  # (..., V) float; rows may be strided views
+    token_ids: Tensor,  # (...) int64 or int32, the leading shape of logits
+    *,
+    temperature: float | Tensor = 1.0,  # or (...) one number a token
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    vocab_size: int | None = None,
+) -> TokenStatistics:
+    """`token_log_probs` and the sum of squared probabilities, from one read of the logits and without gradient.
+
+        log_p = torch.log_softmax(z.float(), -1)                     # z as in token_log_probs
+        log_p.gather(-1, token_ids[..., None])[..., 0], -(log_p.exp() * log_p).sum(-1), log_p.exp().square().sum(-1)
+
+    1 - 2 p + sum p^2 is the squared length of the gradient of log p with respect to the logits z: what a variance-optimal
+    baseline weighs each token by (`sum_pi_squared` in verl's optimal_token_baseline). Errors and precision as in `token_log_probs`.
+    """
+    with torch.no_grad():
+        return TokenStatistics(*_from_logits("token_statistics", logits, token_ids, temperature, logit_scale, softcap, vocab_size))
 
 
 def linear_token_log_probs(
@@ -51,6 +71,7 @@ def linear_token_log_probs(
     *,
     temperature: float | Tensor = 1.0,  # or (...) one number a token
     chunk_bytes: int | None = None,
+    invariant: bool = False,
 ) -> TokenLogProbs:
     """`token_log_probs` of hidden @ weight.T without holding the N x V logits, for any upstream gradient.
 
@@ -61,14 +82,82 @@ def linear_token_log_probs(
     upstream gradients are both exactly 0 cost no backward on a CPU. Low-precision operands are multiplied into fp32
     logits, which are never rounded; d_hidden sums in fp32 over the vocabulary; each entry of d_weight is rounded once.
     Peak memory beside results: chunk_bytes (default 256 MiB on a CPU; on a GPU 1 GiB or what 4096 rows need) plus
-    N x H x 4 bytes while d_hidden is summed. Errors as in `token_log_probs`, and for a head that is sharded, quantised or of another dtype.
+    N x H x 4 bytes while d_hidden is summed. `invariant`: as in loss.linear_policy_loss, so that the log-probs of one policy are the
+    same bits in any batch. Errors as in `token_log_probs`, and for a head that is sharded, quantised or of another dtype.
     """
-    function = "linear_token_log_probs"
+    log_probs, entropy, _ = _from_hidden("linear_token_log_probs", hidden, head, token_ids, temperature, chunk_bytes, invariant)
+    return TokenLogProbs(log_probs, entropy)
+
+
+def linear_token_statistics(
+    hidden: Tensor,  # (..., H) float
+    head: Tensor | Head,  # (V, H) weight, or a Head
+    token_ids: Tensor,  # (...) int64 or int32
+    *,
+    temperature: float | Tensor = 1.0,  # or (...) one number a token
+    chunk_bytes: int | None = None,
+    invariant: bool = False,
+) -> TokenStatistics:
+    """`token_statistics` of hidden @ weight.T without holding the N x V logits; without gradient, 2NVH operations.
+
+        logits = (hidden @ weight.T + bias).float()
+        token_statistics(logits, token_ids, temperature=temperature, logit_scale=..., softcap=..., vocab_size=...)
+
+    Memory, precision and errors as in `linear_token_log_probs`.
+    """
+    with torch.no_grad():
+        return TokenStatistics(*_from_hidden("linear_token_statistics", hidden, head, token_ids, temperature, chunk_bytes, invariant))
+
+
+def _from_logits(
+    function: str,
+    logits: Tensor,
+    token_ids: Tensor,
+    temperature: float | Tensor,
+    logit_scale: float,
+    softcap: float | None,
+    vocab_size: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(log_probs, entropy, sum of squared probabilities) of checked arguments; the last has no gradient."""
+    checks.tensor(function, "logits", logits, dtypes=checks.FLOATS, fix="pass the model's logits")
+    if logits.dim() < 2:
+        checks.fail(function, "logits", "(..., V) with at least one leading dimension", logits, "add one with logits[None]")
+    leading = tuple(logits.shape[:-1])
+    if vocab_size is not None:
+        check_vocab_size(function, "vocab_size", vocab_size, logits.shape[-1])
+        logits = logits[..., :vocab_size]
+    flat_ids = token_ids_checked(function, token_ids, leading, logits.device, logits.shape[-1], None)
+    scale, tanh_in = row_scale(function, temperature, logit_scale, softcap, leading, logits)
+    log_probs, entropy, _, squared = ops.token_log_probs(logits.reshape(-1, logits.shape[-1]), flat_ids, scale, tanh_in)
+    return log_probs.view(leading), entropy.view(leading), squared.view(leading)
+
+
+def _from_hidden(
+    function: str,
+    hidden: Tensor,
+    head: Tensor | Head,
+    token_ids: Tensor,
+    temperature: float | Tensor,
+    chunk_bytes: int | None,
+    invariant: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_from_logits`, of hidden x head."""
     if not isinstance(token_ids, Tensor):
         checks.tensor(function, "token_ids", token_ids)
     leading = tuple(token_ids.shape)
     ready = ready_head(function, hidden, head, temperature, leading)
-    flat_ids = token_ids_checked(function, token_ids, leading, hidden.device, ready.weight.shape[0], None)
+    flat_ids = token_ids_checked(function, token_ids, leading, hidden.device, ready.vocabulary, None)
     budget = passes.default_budget(ready.weight) if chunk_bytes is None else chunk_bytes
-    log_probs, entropy, _ = ops.linear_token_log_probs(ready.hidden, ready.weight, ready.bias, flat_ids, ready.scale, ready.tanh_in, budget)
-    return TokenLogProbs(log_probs.view(leading), entropy.view(leading))
+    log_probs, entropy, _, squared = ops.linear_token_log_probs(
+        ready.hidden,
+        ready.weight,
+        ready.bias,
+        flat_ids,
+        ready.scale,
+        ready.tanh_in,
+        budget,
+        invariant,
+        ready.group_name,
+        list(ready.columns),
+    )
+    return log_probs.view(leading), entropy.view(leading), squared.view(leading)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from . import checks
 from .distributed import Denominator
-from .head import Head, ready_head, token_ids_checked
+from .head import Head, check_hidden, ready_head, token_ids_checked
+from .main_grad import check_weight_grad_out, refuse_other_gradients
 from .objective import PolicyObjective
 from .objective.measure import measure
 from .objective.policy import token_terms
@@ -130,6 +131,8 @@ def linear_policy_loss(
     denominator: float | Tensor | Denominator | None = None,
     plan: Plan | None = None,
     chunk_bytes: int | None = None,
+    invariant: bool = False,
+    weight_grad_out: Tensor | None = None,  # (V, H) float32 (float64 for float64 weights): d_weight is added here, not to weight.grad
 ) -> LossOutput:
     """`policy_loss` of hidden states and head, fused: no N x V logits, gradients formed in the forward, idle tokens skipped.
 
@@ -138,11 +141,16 @@ def linear_policy_loss(
 
     Untrained tokens never enter the head; trained tokens whose coefficient is exactly 0 cost no backward (on a GPU those
     that the plan knows beforehand). 6NVH operations (4NVH with a frozen head); sequences that an objective needs whole
-    and that do not fit into a chunk take 8NVH. Low-precision operands are multiplied into fp32 logits; all row
-    arithmetic is fp32 (fp64 for fp64); d_weight is summed in fp32 and rounded once.
+    and that do not fit into a chunk take 8NVH off-policy (the metric two_pass_fraction says of how many tokens).
+    Low-precision operands are multiplied into fp32 logits; all row arithmetic is fp32 (fp64 for fp64); d_weight is summed
+    in fp32 and rounded once.
     Peak memory beside inputs: chunk_bytes (default 256 MiB on a CPU; on a GPU 1 GiB or what 4096 rows need) + N x H of
     d_hidden + V x H x 4 bytes of d_weight while it is summed (and the rounded copy for low precision); a sequence that takes
     two passes adds its tokens x H x (4 + the hidden's item size).
+    `invariant`: every product with the head runs over one number of rows, so that a token's log-prob, entropy and d_hidden are the
+    same bits whatever other tokens are in the batch (given chunk_bytes, the machine and the number of threads); d_weight is
+    repeatable, never batch-invariant. `weight_grad_out`: Megatron's main_grad; the backward adds d_weight to it unrounded and
+    weight.grad stays as it was. Not for weights that FSDP or DDP reduces, nor for tied ones.
     Under torch.compile lengths and the numbers of an objective do not recompile; a Python float `denominator` or `temperature`
     does for every new value, a tensor does not.
     Raises as `policy_loss` does, for a head that is sharded, quantised or of another dtype, and on a backward through the backward.
@@ -168,7 +176,8 @@ def linear_policy_loss(
         sequence_ids,
         denominator,
     )
-    flat_ids = token_ids_checked(function, token_ids, shape, hidden.device, ready.weight.shape[0], mask)
+    flat_ids = token_ids_checked(function, token_ids, shape, hidden.device, ready.vocabulary, mask)
+    check_hidden(function, ready.hidden, mask)
     if plan is not None:
         check_plan(function, plan, mask, advantages, tokens.sequences, objective)
     grad = torch.is_grad_enabled()
@@ -177,6 +186,8 @@ def linear_policy_loss(
         grad and ready.weight.requires_grad,
         grad and ready.bias is not None and ready.bias.requires_grad,
     ]
+    if weight_grad_out is not None:
+        check_weight_grad_out(function, weight_grad_out, head)
     flat = lambda value: None if value is None else value.reshape(-1)  # noqa: E731
     sequences = tokens.sequences
     loss, metrics, *_ = _linear_policy_loss(
@@ -202,7 +213,14 @@ def linear_policy_loss(
         objective.numbers,
         need,
         passes.default_budget(ready.weight) if chunk_bytes is None else chunk_bytes,
+        invariant,
+        None if weight_grad_out is None else weight_grad_out[: ready.weight.shape[0]],
+        ready.group_name,
+        list(ready.columns),
+        "" if sequences is None else sequences.group_name,
     )
+    if weight_grad_out is not None:
+        refuse_other_gradients(function, loss, head)
     return LossOutput(loss, metrics)
 
 
@@ -244,7 +262,8 @@ class PolicyLoss(nn.Module):
 class LinearPolicyLoss(nn.Module):
     """`linear_policy_loss` as a module that owns the head, so that FSDP2 unshards the head around its forward.
 
-    `lm_head` is an nn.Linear (or anything with `weight` and `bias`); `logit_scale`, `softcap` and `vocab_size` are the model's.
+    `lm_head` is an nn.Linear (or anything with `weight` and `bias`); `logit_scale`, `softcap` and `vocab_size` are the model's,
+    `group_name` a vocabulary-parallel head's.
     """
 
     def __init__(
@@ -255,10 +274,11 @@ class LinearPolicyLoss(nn.Module):
         logit_scale: float = 1.0,
         softcap: float | None = None,
         vocab_size: int | None = None,
+        group_name: str | None = None,
     ) -> None:
         super().__init__()
         self.lm_head, self.objective = lm_head, objective
-        self.logit_scale, self.softcap, self.vocab_size = logit_scale, softcap, vocab_size
+        self.logit_scale, self.softcap, self.vocab_size, self.group_name = logit_scale, softcap, vocab_size, group_name
 
     def forward(self, hidden: Tensor, token_ids: Tensor, advantages: Tensor, mask: Tensor, **keywords: Any) -> LossOutput:
         if hasattr(self.lm_head, "base_layer"):
@@ -270,5 +290,6 @@ class LinearPolicyLoss(nn.Module):
                 "merge the adapter or leave the head out of target_modules: its update would be dropped silently",
                 error=TypeError,
             )
-        head = Head(self.lm_head.weight, getattr(self.lm_head, "bias", None), self.logit_scale, self.softcap, self.vocab_size)
+        bias = getattr(self.lm_head, "bias", None)
+        head = Head(self.lm_head.weight, bias, self.logit_scale, self.softcap, self.vocab_size, self.group_name)
         return linear_policy_loss(hidden, head, token_ids, advantages, mask, objective=self.objective, **keywords)

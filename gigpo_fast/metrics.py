@@ -16,6 +16,7 @@ MEANS = (
     "entropy",
     "ratio_clamped_fraction",
     "skipped_fraction",
+    "two_pass_fraction",
 )
 MAXIMA = ("denominator", "ratio_max")
 NAMES = (*SUMS, *MEANS, *MAXIMA)

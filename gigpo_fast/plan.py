@@ -49,6 +49,8 @@ def check_plan(
     function: str, plan: Plan, mask: Tensor, advantages: Tensor, sequences: Sequences | None, objective: PolicyObjective
 ) -> None:
     """Refuse a plan of another shape or kind of objective; which tokens it names is compared under full validation."""
+    if sequences is not None and sequences.group_name:
+        checks.fail(function, "plan", "None where sequences are cut over ranks", plan.shape, "leave it out: the ranks plan together")
     expected, fix = f"made by plan_tokens for shape {tuple(mask.shape)} and this objective", "make it anew for each batch"
     if plan.shape != tuple(mask.shape) or plan.scope != int(objective.scope):
         checks.fail(function, "plan", expected, f"one for {plan.shape}", fix)
@@ -100,7 +102,7 @@ def order_tokens(mask: Tensor, advantages: Tensor, sequences: Sequences | None, 
     matters = tokens_that_matter(mask, advantages, sequences, objective)
     rows = mask.nonzero().squeeze(1)
     idle = (~matters.index_select(0, rows)).to(torch.int64)
-    if objective.scope < Scope.SEQUENCE:
+    if objective.scope != Scope.SEQUENCE:  # a whole batch needs no boundaries
         order = torch.argsort(idle, stable=True)
         boundaries = torch.empty(0, dtype=torch.int64)
     else:
@@ -122,4 +124,4 @@ def _checked(function: str, mask: Tensor, advantages: Tensor, objective: PolicyO
         device=mask.device,
         fix="give one advantage a token (advantage.to_tokens)",
     )
-    return sequences_of(function, mask, sequence_ids, needed=objective.scope >= Scope.SEQUENCE)
+    return sequences_of(function, mask, sequence_ids, needed=objective.scope == Scope.SEQUENCE)

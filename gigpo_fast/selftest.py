@@ -57,7 +57,6 @@ def results(devices: list[torch.device]) -> Iterator[Result]:
             for path in _paths(device):
                 for name, check in _checks(device):
                     yield _guarded(f"{device.type} {path:<6} {name}", path, check)
-            yield _guarded(f"{device.type} torch  GiGPO advantages", None, lambda device=device: _advantages(device))
 
 
 def inputs() -> Outputs:
@@ -90,6 +89,7 @@ def _checks(device: torch.device) -> Iterator[tuple[str, Callable[[], str]]]:
             yield f"{function.__name__}: {name}", functools.partial(_loss, function, blocks, linear, (torch.float32, *low), device)
     yield "linear_policy_loss twice: the same bits", lambda: _repeatable(device)
     yield "group_states", lambda: _grouping(device)
+    yield "GiGPO advantages", lambda: _advantages(device)
 
 
 def _token_log_probs(given: Outputs) -> Outputs:
@@ -206,9 +206,9 @@ def _paths(device: torch.device) -> list[str]:
     return [name for name, possible in can.items() if possible]
 
 
-def _guarded(name: str, path: str | None, check: Callable[[], str]) -> Result:
+def _guarded(name: str, path: str, check: Callable[[], str]) -> Result:
     try:
-        with backend.use(path) if path else contextlib.nullcontext():
+        with backend.use(path):
             return Result(name, True, check())
     except AssertionError as error:
         return Result(name, False, str(error))

@@ -14,6 +14,7 @@ def sequences_of(
     *,
     needed: bool,
     per_sequence: Tensor | None = None,  # (n_seq,) lengths of whole sequences, if this call sees only parts
+    group_name: str = "",  # the ranks that have the other parts
 ) -> Sequences | None:
     """The flattened sequence of every token and every sequence's number of trained tokens; None where nothing needs it.
 
@@ -65,6 +66,6 @@ def sequences_of(
                 )
         ids = flat.clamp(0, max(bound - 1, 0))
     if per_sequence is not None:
-        return Sequences(ids, per_sequence.to(mask.device))
+        return Sequences(ids, per_sequence.to(mask.device), group_name)
     counted = Sequences(ids, torch.zeros(bound, device=mask.device))
     return Sequences(ids, counted.sums(mask.reshape(-1).to(torch.float32)))

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from . import checks
 from .distributed import Denominator
-from .objective import PolicyObjective, TokenBatch
+from .objective import PolicyObjective, Scope, TokenBatch
 from .sequences import sequences_of
 
 
@@ -59,8 +59,23 @@ def ready_tokens(
             "add divergence=KLPenalty(...) to the objective, or leave it out: it would not be read",
         )
     _check_values(function, mask, {"advantages": advantages, "old_log_probs": old_log_probs, "ref_log_probs": ref_log_probs})
-    per_sequence = denominator.per_sequence if isinstance(denominator, Denominator) else None
-    sequences = sequences_of(function, mask, sequence_ids, needed=objective.needs_sequences, per_sequence=per_sequence)
+    counted = denominator if isinstance(denominator, Denominator) else Denominator(1.0)
+    if counted.sequence_group and objective.scope == Scope.BATCH:
+        checks.fail(
+            function,
+            "objective",
+            "of token or sequence scope where sequences are cut over ranks",
+            "one with a statistic of the whole batch",
+            "hand the statistic in, so that the block is of token scope",
+        )
+    sequences = sequences_of(
+        function,
+        mask,
+        sequence_ids,
+        needed=objective.needs_sequences,
+        per_sequence=counted.per_sequence,
+        group_name=counted.sequence_group,
+    )
     total = _total(function, denominator, objective, mask, sequences, dtype)
     weights = objective.aggregation.weights(mask, sequences, dtype) / total
     ready_extras = _ready_extras(function, objective, shape, device, dtype, mask, extras)
@@ -97,10 +112,12 @@ def _ready_extras(function, objective, shape, device, dtype, mask, extras) -> di
         )
     ready = {}
     for name, value in extras.items():
+        labels = name.endswith(("_ids", "_keys"))  # segment_ids, group_ids, token_keys: numbers that are compared, not computed with
+        dtypes = (torch.int64,) if labels else (*checks.FLOATS, torch.bool)
         checks.tensor(
-            function, f"extras[{name!r}]", value, shape=shape, dtypes=(*checks.FLOATS, torch.bool), device=device, fix="one value a token"
+            function, f"extras[{name!r}]", value, shape=shape, dtypes=dtypes, device=device, fix="one value a token"
         )
-        ready[name] = value.detach() if value.dtype == torch.bool else value.detach().to(dtype)
+        ready[name] = value.detach().to(dtype) if value.is_floating_point() else value.detach()
     weights = ready.get("weights")
     if weights is not None and checks.full_validation():
         trained = weights[mask]

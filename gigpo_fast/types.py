@@ -30,6 +30,14 @@ class TokenLogProbs(NamedTuple):
     entropy: Tensor  # the same shape and dtype, nats
 
 
+class TokenStatistics(NamedTuple):
+    """What the head says about the sampled tokens and their distributions; without gradient."""
+
+    log_probs: Tensor  # float32 (float64 for float64 inputs), nats
+    entropy: Tensor  # the same shape and dtype, nats
+    sum_squared_probs: Tensor  # the same shape and dtype: the probability that two draws are the same token
+
+
 class LossOutput(NamedTuple):
     """A loss to call `.backward()` on, and its metrics as one packed vector."""
 

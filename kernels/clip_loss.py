@@ -107,7 +107,7 @@ def clip_rows_forward_kernel(
     factor = tl.load(scale + row)
     dtype: tl.constexpr = factor.dtype
     token = tl.load(token_ids + row)
-    log_prob, peak, log_total, H = row_log_prob(logits + row * stride, token, V, factor, TANH_IN, BLOCK, LANES, WIDTH)
+    log_prob, peak, log_total, H, _ = row_log_prob(logits + row * stride, token, V, factor, TANH_IN, BLOCK, LANES, WIDTH)
 
     old = tl.load(old_log_probs + row).to(dtype) if HAS_OLD else log_prob  # on-policy: the ratio is exactly 1
     ref = tl.load(ref_log_probs + row).to(dtype) if HAS_REF else log_prob

@@ -1,8 +1,8 @@
 """Device functions that the row kernels share: the logit transform, one pass of row statistics, expm1 and tanh.
 
-A row is read once. Every thread keeps its own running maximum, sum of exponentials and sum of p*z, over the elements that it loads
-itself (a tile seen as REPEATS x LANES x WIDTH, reduced over the first and last axis). So a maximum costs no exchange between threads, and
-a tile costs one exponential an element plus one a thread to rescale. The threads' results meet once, at the end of the row.
+A row is read once. Every thread keeps its own running maximum, and its own sums of exponentials, of their squares and of p*z, over the
+elements that it loads itself (a tile seen as REPEATS x LANES x WIDTH, reduced over the first and last axis). So a maximum costs no exchange
+between threads, and a tile costs one exponential an element plus one a thread to rescale. The threads' results meet once, at the row's end.
 Arithmetic is fp32, or fp64 when `scale` is. NaN reaches every result through the sums: hardware maxima may drop it.
 """
 
@@ -57,13 +57,14 @@ def rescaling(top, base):
 
 @triton.jit
 def row_statistics(row, V, scale, TANH_IN: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr):
-    """(max z, sum exp(z - max), sum exp(z - max) (z - max)) of one row of V elements that starts at pointer `row`."""
+    """(max z, sum e, sum e (z - max), sum e^2) with e = exp(z - max), of one row of V elements that starts at pointer `row`."""
     dtype: tl.constexpr = scale.dtype
     REPEATS: tl.constexpr = BLOCK // (LANES * WIDTH)
     columns = tl.arange(0, BLOCK)
     top = tl.full([LANES], float("-inf"), dtype)
     total = tl.zeros([LANES], dtype)
     weighted = tl.zeros([LANES], dtype)
+    squared = tl.zeros([LANES], dtype)
     for start in range(0, V, BLOCK):
         inside = start + columns < V
         x = tl.load(row + start + columns, mask=inside, other=0.0).to(dtype)
@@ -79,24 +80,29 @@ def row_statistics(row, V, scale, TANH_IN: tl.constexpr, BLOCK: tl.constexpr, LA
         pd = p * tl.maximum(d, -1.0e30)  # p = 0 where d = -inf, and 0 * -inf must count 0
         weighted = rescale * weighted + shift * total + tl.sum(tl.sum(pd, axis=2), axis=0)
         total = rescale * total + tl.sum(tl.sum(p, axis=2), axis=0)
+        squared = rescale * rescale * squared + tl.sum(tl.sum(p * p, axis=2), axis=0)
         top = grown
 
     peak = tl.max(top, axis=0)
     rescale, shift = rescaling(top, or_zero(peak))
     weighted = tl.sum(rescale * weighted + shift * total, axis=0)
     total = tl.sum(rescale * total, axis=0)
-    return peak, total, weighted
+    squared = tl.sum(rescale * rescale * squared, axis=0)
+    return peak, total, weighted, squared
 
 
 @triton.jit
 def row_log_prob(row, token, V, scale, TANH_IN: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr):
-    """(log-prob of `token`, maximum, log of the sum above it, entropy) of one row; a token outside [0, V) gives NaN and is never read."""
+    """(log-prob of `token`, maximum, log of the sum above it, entropy, sum of p^2) of one row.
+
+    A token outside [0, V) gives NaN and is never read.
+    """
     dtype: tl.constexpr = scale.dtype
     known = (token >= 0) & (token < V)
     target = transform(tl.load(row + tl.where(known, token, 0)).to(dtype), scale, TANH_IN)
-    peak, total, weighted = row_statistics(row, V, scale, TANH_IN, BLOCK, LANES, WIDTH)
+    peak, total, weighted, squared = row_statistics(row, V, scale, TANH_IN, BLOCK, LANES, WIDTH)
     log_total = tl.log(total)
     # The maximum goes before the logarithm does, so an offset common to the row costs no digits.
     log_prob = tl.where(known, (target - or_zero(peak)) - log_total, float("nan"))
     entropy = log_total - weighted / total  # below 0 only by the rounding of exp and log
-    return log_prob, peak, log_total, tl.where(entropy < 0.0, 0.0, entropy)
+    return log_prob, peak, log_total, tl.where(entropy < 0.0, 0.0, entropy), squared / (total * total)

@@ -1,7 +1,7 @@
-"""The fixed launch configurations of the row kernels, by kernel, bytes of a logit and architecture.
+"""The launch configurations of the row kernels: a fixed table by kernel, bytes of a logit and architecture, and what may replace an entry.
 
-Nothing is tuned at run time: tuning runs a kernel many times, and a kernel that writes over its own input must not be run twice.
-Each entry is compiled ahead of time by the tests, which allow no spill and demand 128-bit loads.
+The table is the default. `autotune` picks among the candidates by timing, for those who ask.
+Each entry and each candidate is compiled ahead of time by the tests, which allow no spill and demand 128-bit loads and stores.
 """
 
 from typing import NamedTuple
@@ -35,16 +35,20 @@ class Config(NamedTuple):
 
 
 _NVIDIA = {
-    "rows_forward": {2: Config(4096, 8, 3), 4: Config(4096, 8, 3), 8: Config(2048, 8, 3)},
-    "clip_rows_forward": {2: Config(4096, 8, 3), 4: Config(4096, 8, 3), 8: Config(2048, 8, 3)},
-    "rows_backward": {2: Config(4096, 8, 3), 4: Config(4096, 8, 3), 8: Config(2048, 8, 3)},
+    "rows_forward": {2: Config(4096, 8, 3), 4: Config(4096, 8, 3), 8: Config(1024, 4, 3)},
+    "clip_rows_forward": {2: Config(4096, 8, 3), 4: Config(4096, 8, 3), 8: Config(1024, 4, 3)},
+    "rows_backward": {2: Config(4096, 8, 3), 4: Config(4096, 8, 3), 8: Config(1024, 4, 3)},
 }
 _AMD = {
     "rows_forward": {2: Config(4096, 8, 2, 64), 4: Config(4096, 8, 2, 64), 8: Config(2048, 8, 2, 64)},
     "clip_rows_forward": {2: Config(4096, 8, 2, 64), 4: Config(4096, 8, 2, 64), 8: Config(2048, 8, 2, 64)},
     "rows_backward": {2: Config(4096, 8, 2, 64), 4: Config(4096, 8, 2, 64), 8: Config(2048, 8, 2, 64)},
 }
+# For all kernels, and logits of 2 and 4 bytes: float64 is there for comparisons, not for speed.
+_NVIDIA_OTHERS = (Config(2048, 4, 3), Config(2048, 8, 3), Config(8192, 16, 3), Config(1024, 4, 3))
+_AMD_OTHERS = (Config(2048, 4, 2, 64), Config(8192, 16, 2, 64))
 TABLE: dict[str, dict[str, dict[int, Config]]] = {"sm_80": _NVIDIA, "sm_90": _NVIDIA, "sm_100": _NVIDIA, "gfx942": _AMD}
+OTHERS: dict[str, tuple[Config, ...]] = {"sm_80": _NVIDIA_OTHERS, "sm_90": _NVIDIA_OTHERS, "sm_100": _NVIDIA_OTHERS, "gfx942": _AMD_OTHERS}
 
 
 def architecture(device: torch.device) -> str:
@@ -60,6 +64,12 @@ def architecture(device: torch.device) -> str:
 def choose(kernel: str, logits: torch.Tensor) -> Config:
     """The configuration that `kernel` runs with on these logits."""
     return TABLE[architecture(logits.device)][kernel][logits.element_size()]
+
+
+def candidates(kernel: str, logits: torch.Tensor) -> tuple[Config, ...]:
+    """What `kernel` may run with on these logits, the table's entry first."""
+    others = OTHERS[architecture(logits.device)] if logits.element_size() < 8 else ()
+    return choose(kernel, logits), *others
 
 
 def aligned(logits: torch.Tensor) -> bool:

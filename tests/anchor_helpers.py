@@ -10,9 +10,11 @@ import torch
 
 from gigpo_fast import anchor, backend
 from gigpo_fast.anchor import cuda, rows, sorting
+from gigpo_fast.anchor.hash_key import HashKey
 from gigpo_fast.reference import anchor as reference
 from gigpo_fast.types import StateGroups
 
+KEY = HashKey(seed=11, sip_low=22, sip_high=-33)
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 
@@ -52,63 +54,54 @@ def packed(states: list[bytes], gap: int = 0) -> rows.Packed:
 
 
 def every_packed_path(bits: int, kernels=None) -> dict:
-    """The implementations that group packed rows, each as f(rows, labels), with fingerprints of `bits` bits and a fixed seed."""
-    paths = {"sorting": lambda rows, labels: sorting.group_by_sorting(rows, labels, seed=11, hash_bits=bits)}
+    """The implementations that group packed rows, each as f(rows, labels), with hashes of `bits` bits and a fixed key."""
+    key = KEY._replace(bits=bits)
+    paths = {"sorting": lambda rows, labels: sorting.group_by_sorting(rows, labels, hashes=[sorting.fingerprints(rows, key)])}
     if backend.why_not_native(CPU) is None:
         from gigpo_fast.anchor import native
 
-        paths["native"] = lambda rows, labels: native.group(rows, labels, bytes_decide=True, seed=11, hash_bits=bits)
+        paths["native"] = lambda rows, labels: native.group(rows, labels, bytes_decide=True, key=key)
     if kernels is not None:
         paths["kernels on a CPU"] = lambda rows, labels: run_kernels(kernels, rows, labels, bits)
     return paths
 
 
-def build_kernels(folder: pathlib.Path) -> ctypes.CDLL:
-    """csrc/anchor_cuda.cu and the header compiled as C++ (tests/anchor_cuda_on_cpu.cpp)."""
+def compile_cpp(folder: pathlib.Path, name: str, *options: str) -> pathlib.Path:
+    """tests/`name`.cpp, which takes in sources of csrc, compiled with warnings as errors; skips where there is no compiler."""
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         pytest.skip("needs a C++ compiler: apt-get install g++")
-    library = folder / "anchor_cuda_on_cpu.so"
-    source = ROOT / "tests" / "anchor_cuda_on_cpu.cpp"
-    command = [
-        compiler,
-        "-O1",
-        "-std=c++17",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-fPIC",
-        "-shared",
-        "-pthread",
-        f"-I{ROOT / 'csrc'}",
-        source,
-        "-o",
-        library,
-    ]
-    built = subprocess.run(command, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    return ctypes.CDLL(str(library))
+    source, built = ROOT / "tests" / f"{name}.cpp", folder / name
+    command = [compiler, "-std=c++20", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{ROOT / 'csrc'}", *options, source, "-o", built]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return built
 
 
-def run_kernels(library: ctypes.CDLL, given: rows.Packed, labels, bits: int, *, bytes_decide: bool = True) -> StateGroups:
-    """What gigpo_fast.anchor.cuda.group and its caller do, with the kernels run by the CPU."""
-    labels = torch.zeros_like(given.starts) if labels is None else labels
-    _, first_row, slots, gave_up = launch(library, given, labels, bits, seed=11, bytes_decide=bytes_decide)
-    found = cuda.number_slots(first_row, slots, gave_up)
-    return sorting.group_by_sorting(given, labels, seed=11, hash_bits=bits) if found is None else found
+def build_kernels(folder: pathlib.Path) -> ctypes.CDLL:
+    """csrc/anchor_cuda.cu and the headers compiled as C++ (tests/anchor_shim.h)."""
+    return ctypes.CDLL(str(compile_cpp(folder, "anchor_cuda_on_cpu", "-O1", "-fPIC", "-shared")))
 
 
-def launch(
-    library: ctypes.CDLL, given: rows.Packed, labels: torch.Tensor, bits: int, *, seed: int, bytes_decide: bool = True, blocks: int = 4
-):
-    """Both kernels on the CPU: (fingerprints (S, 2), first_row of each slot, slot of each row, gave_up)."""
-    total = given.starts.numel()
-    capacity = max(cuda.FEWEST_SLOTS, 1 << (2 * total - 1).bit_length())
-    settings = torch.tensor([total, seed, bits, capacity, int(bytes_decide)])
-    fingerprints = torch.empty(total, 2, dtype=torch.int64)
-    table = torch.zeros(capacity, dtype=torch.int64)
-    first_row = torch.full((capacity,), torch.iinfo(torch.int64).max)
-    slots, gave_up = torch.empty(total, dtype=torch.int64), torch.zeros(1, dtype=torch.int32)
-    tensors = (settings, given.data, given.starts, given.lengths, labels, fingerprints, table, first_row, slots, gave_up)
-    library.run_kernels(*[ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors], blocks)
-    return fingerprints, first_row, slots, gave_up
+def launch(library: ctypes.CDLL, kernel: int, tensors: list, *, blocks: int, threads: int = 64) -> None:
+    """Run one kernel (a place in cuda.KERNELS), in blocks of fewer threads than on a device, to make tests quick."""
+    places = (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
+    library.launch_kernel(kernel, places, blocks, threads)
+
+
+def kernels_of(library: ctypes.CDLL) -> cuda.Kernels:
+    """The kernels as cuda.group_with wants them."""
+
+    def on_a_cpu(kernel: int):
+        def run(grid, block, args):
+            assert block == (cuda.THREADS, 1, 1) and grid[1:] == (1, 1)
+            launch(library, kernel, args, blocks=grid[0])
+
+        return run
+
+    return cuda.from_functions(*map(on_a_cpu, range(len(cuda.KERNELS))))
+
+
+def run_kernels(library: ctypes.CDLL, given: rows.Packed, labels, bits: int, *, bytes_decide: bool = True, blocks: int = 3) -> StateGroups:
+    """The CUDA path with the kernels run by the CPU."""
+    return cuda.group_with(kernels_of(library), given, labels, bytes_decide=bytes_decide, key=KEY._replace(bits=bits), blocks=blocks)

@@ -6,12 +6,13 @@ import torch
 
 
 def plain_rows(logits, ids, scale, tanh_in):
-    """(log_probs, largest z, log of the sum above it, entropy) by torch, differentiable, in the dtype of `logits` and `scale`."""
+    """(log_probs, largest z, log of the sum above it, entropy, sum of p^2) by torch, differentiable, in the dtype of `logits` and `scale`."""
     z = scale[:, None] * (torch.tanh(tanh_in * logits) if tanh_in else logits)
     log_p = z.log_softmax(-1)
     entropy = -(log_p.exp() * torch.where(z == float("-inf"), 0.0, log_p)).sum(-1)
     largest = z.amax(-1)
-    return log_p.gather(-1, ids[:, None])[:, 0], largest, (z - largest[:, None]).exp().sum(-1).log(), entropy
+    log_sum = (z - largest[:, None]).exp().sum(-1).log()
+    return log_p.gather(-1, ids[:, None])[:, 0], largest, log_sum, entropy, log_p.exp().square().sum(-1)
 
 
 def apart(log_probs, lse, *others):
@@ -22,7 +23,7 @@ def apart(log_probs, lse, *others):
 def plain_gradient(logits, ids, scale, tanh_in, c, e):
     """d sum(c log_prob + e entropy) / d logits by torch autograd."""
     logits = logits.detach().clone().requires_grad_()
-    log_probs, _, _, entropy = plain_rows(logits, ids, scale, tanh_in)
+    log_probs, _, _, entropy, _ = plain_rows(logits, ids, scale, tanh_in)
     return torch.autograd.grad((c * log_probs + e * entropy).sum(), logits)[0]
 
 

@@ -94,7 +94,26 @@ def make_batch(shape=(3, 6), *, hidden=8, vocabulary=23, dtype=torch.float32, se
     b.entropy = -(log_p.exp() * log_p).sum(-1).to(dtype)
     b.old = (b.log_probs.double() - 0.3 * normal(*shape)).to(compute)
     b.ref = (b.log_probs.double() - 0.4 * normal(*shape)).to(compute)
+    vars(b).update(_extras(b, shape, normal, g, compute))
     return b
+
+
+def _extras(b: SimpleNamespace, shape, normal, g, compute) -> dict[str, Tensor]:
+    """What further blocks read; a row is one answer, two rows are one group."""
+    uniform = lambda: torch.rand(shape, generator=g).to(compute)  # noqa: E731
+    near = lambda spread: (b.log_probs.double() - spread * normal(*shape)).to(compute)  # noqa: E731
+    place = torch.arange(b.mask.numel()).view(shape)
+    rows = place // shape[-1] if len(shape) == 2 else torch.zeros_like(place)
+    return {
+        "rollout_log_probs": near(0.2), "teacher_log_probs": near(0.5), "previous_log_probs": near(0.4),
+        "clip_low": 0.1 + 0.2 * uniform(), "clip_high": 0.1 + 0.2 * uniform(), "scores": normal(*shape).to(compute),
+        "group_spread": (uniform() - 0.3).clamp(min=0), "correct_rate": 0.2 + 0.6 * uniform(), "correct": rows % 2 == 0,
+        "group_ids": 3 - rows // 2, "segment_ids": place // 3 + 100 * rows, "token_keys": place,
+    }  # fmt: skip
+
+
+EXTRAS = ("rollout_log_probs", "teacher_log_probs", "previous_log_probs", "clip_low", "clip_high", "scores", "group_spread", "correct_rate")
+EXTRAS += ("correct", "group_ids", "segment_ids", "token_keys")
 
 
 def keywords_of(b: SimpleNamespace, objective: PolicyObjective, *, on_policy: bool = False) -> dict:
@@ -136,6 +155,7 @@ def change(b: SimpleNamespace, **values: Tensor) -> SimpleNamespace:
 def per_token(b: SimpleNamespace, function) -> SimpleNamespace:
     """The batch with `function` applied to every tensor that has one entry a token."""
     names = ("hidden", "token_ids", "advantages", "mask", "weights", "kl_mask", "log_probs", "entropy", "old", "ref")
+    names += tuple(name for name in EXTRAS if hasattr(b, name))
     names += ("sequence_ids",) if getattr(b, "sequence_ids", None) is not None else ()
     return change(b, **{name: function(getattr(b, name)) for name in names})
 

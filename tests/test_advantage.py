@@ -182,9 +182,9 @@ def test_no_value_is_read_back_from_a_device(scale):
 
 def test_passes_beyond_the_longest_trajectory_change_nothing(monkeypatch):
     """On a GPU the length of the longest trajectory is not known to the host, so the doubling runs on to S."""
-    from gigpo_fast.advantage import returns
+    from gigpo_fast.segments import segments_torch
 
     rewards, trajectory = torch.randn(500), torch.randint(0, 9, (500,))
     here = advantage.discounted_returns(rewards, trajectory, gamma=0.99)
-    monkeypatch.setattr(returns, "_longest", lambda remaining: remaining.shape[0] - 1)
+    monkeypatch.setattr(segments_torch, "_longest", lambda remaining: remaining.shape[0] - 1)
     assert torch.equal(here, advantage.discounted_returns(rewards, trajectory, gamma=0.99))

@@ -1,5 +1,8 @@
 """anchor.group_states and group_ids against plain dictionaries, on every path: values, types, layouts, validity, messages."""
 
+import gc
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +11,9 @@ from hypothesis import strategies as st
 
 from gigpo_fast import anchor, backend
 from gigpo_fast.anchor import paths
+from gigpo_fast.anchor.hash_key import hash_key
 from gigpo_fast.reference import anchor as reference
-from tests.anchor_helpers import CPU, assert_groups, check_states, native_or_skip, on_every_path
+from tests.anchor_helpers import CPU, KEY, assert_groups, check_states, native_or_skip, on_every_path
 
 TEXT = st.text(alphabet=st.characters(), max_size=6)  # surrogates and NUL included
 LEAF = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=True), st.sampled_from(["", "a", b"", b"a"]), TEXT)
@@ -30,6 +34,46 @@ def with_labels_and_validity(states):
 def test_lists_of_str_and_bytes(drawn):
     states, group, valid = drawn
     check_states(states, group, valid)
+
+
+class Text(str):
+    """A str of a type of its own is the same state as the plain one."""
+
+
+class Raw(bytes):
+    """So is a bytes."""
+
+
+@pytest.mark.parametrize("length", [1, 7, 15, 16, 17, 200, 241, 3000])
+def test_every_kind_of_str_is_read_in_place(length):
+    ascii_text, latin, two_bytes, four_bytes = ("a" * (length - 1) + last for last in ("b", "\xe9", "\u4e2d", "\U0001f600"))
+    lone = ["\ud800" + ascii_text, ascii_text + "\udfff", "\udfff" + ascii_text, "\ud83d\ude00" + ascii_text]
+    texts = [ascii_text, latin, two_bytes, four_bytes, *lone, ascii_text + "\0", "\0" + ascii_text, ""]
+    raw = [text.encode("utf-8", "surrogatepass") for text in texts]
+    fresh = [text[:1] + text[1:] for text in texts]  # equal, but other objects
+    states = [*texts, *raw, *fresh, *map(Text, texts), *map(Raw, raw), *map(bytes, raw)]
+    expected = [*range(22), *range(11), *range(11), *range(11, 22), *range(11, 22)]
+
+    def check():
+        assert anchor.group_states(states).ids.tolist() == expected
+        assert anchor.group_ids(states).tolist() == expected
+
+    on_every_path(check)
+
+
+def test_reading_in_place_leaves_objects_and_the_collector_alone():
+    states = ["hall", "\ud800", b"hall", "caf\xe9"] * 50 + ["x" * number for number in range(40)]
+    before = [sys.getrefcount(state) for state in states]
+    gc.enable()
+    on_every_path(lambda: anchor.group_states(states, list(states)))
+    on_every_path(lambda: anchor.group_states([*states, 1]))
+    assert gc.isenabled() and [sys.getrefcount(state) for state in states] == before
+    gc.disable()
+    try:
+        on_every_path(lambda: anchor.group_states(states))
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 @given(with_labels_and_validity(NESTED))
@@ -152,14 +196,14 @@ def test_seed_does_not_matter(monkeypatch):
     expected = reference.group_states(list("abracadabra"))
     for seed in ("0", "1", "-1", "0xffffffffffffffff"):
         monkeypatch.setenv("GIGPO_FAST_HASH_SEED", seed)
-        paths._seed.cache_clear()
+        hash_key.cache_clear()
         on_every_path(lambda: assert_groups(anchor.group_states(list("abracadabra")), expected))
     monkeypatch.setenv("GIGPO_FAST_HASH_SEED", "salt")
-    paths._seed.cache_clear()
+    hash_key.cache_clear()
     with pytest.raises(ValueError, match="GIGPO_FAST_HASH_SEED must be an integer, got 'salt'; unset it"):
         anchor.group_states(["a"])
     monkeypatch.undo()
-    paths._seed.cache_clear()
+    hash_key.cache_clear()
 
 
 def test_verify_fingerprint_gives_the_same_ids():
@@ -174,15 +218,16 @@ def test_the_native_library_is_not_asked_on_the_torch_path(monkeypatch):
     assert anchor.group_states(["a", "b", "a"]).ids.tolist() == [0, 1, 0]
 
 
-def test_the_native_operator_has_a_fake():
+def test_the_native_operators_have_fakes():
     native_or_skip()
     anchor.group_states(torch.zeros(2, 1))
     data, starts = torch.arange(6, dtype=torch.uint8), torch.tensor([0, 2])
-    torch.library.opcheck(
-        torch.ops.gigpo_fast_C.group_packed,
-        (data, starts, torch.full_like(starts, 2), torch.zeros_like(starts), 1, 128, True),
-        test_utils=("test_schema", "test_faketensor"),
-    )
+    hashing = (*KEY, True)
+    for arguments in ((2, 0, starts, torch.full_like(starts, 2), torch.zeros_like(starts)), (3, 2, None, None, None)):
+        operator = torch.ops.gigpo_fast_C.group_packed
+        torch.library.opcheck(operator, (data, *arguments, *hashing), test_utils=("test_schema", "test_faketensor"))
+    operator = torch.ops.gigpo_fast_C.count_states
+    torch.library.opcheck(operator, (torch.tensor([0, 1, 0]), 2), test_utils=("test_schema", "test_faketensor"))
 
 
 # ---- group_ids -----------------------------------------------------------------------------------------------------------------

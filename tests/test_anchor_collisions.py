@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gigpo_fast import anchor, backend
 from gigpo_fast.reference import anchor as reference
-from tests.anchor_helpers import CPU, assert_groups, build_kernels, check_states, every_packed_path, native_or_skip, packed, run_kernels
+from tests.anchor_helpers import KEY, assert_groups, build_kernels, check_states, every_packed_path, native_or_skip, packed, run_kernels
 
 BITS = [128, 64, 4]
 
@@ -111,17 +111,18 @@ def test_a_cut_fingerprint_alone_does_merge(kernels):
 def test_rows_outside_the_buffer_are_refused():
     native_or_skip()
     anchor.group_states(["a"])
+    data, group_packed = torch.zeros(3, dtype=torch.uint8), torch.ops.gigpo_fast_C.group_packed
     for start, length in ((0, 4), (4, 0), (-1, 1), (1, 2**62), (0, -1)):
         with pytest.raises(RuntimeError, match="a row lies outside of data"):
-            torch.ops.gigpo_fast_C.group_packed(
-                torch.zeros(3, dtype=torch.uint8), torch.tensor([start]), torch.tensor([length]), torch.tensor([0]), 0, 128, True
-            )
+            group_packed(data, 1, 0, torch.tensor([start]), torch.tensor([length]), None, *KEY, True)
+    for count, width in ((4, 1), (2, 2), (2**62, 3), (1, 2**62)):
+        with pytest.raises(RuntimeError, match="a row lies outside of data"):
+            group_packed(data, count, width, None, None, None, *KEY, True)
 
 
-def test_other_types_in_a_list_raise_in_the_library():
+def test_a_list_of_other_types_is_left_to_the_encoder():
     native_or_skip()
-    assert backend.choose(CPU)
     from gigpo_fast.anchor import native
 
-    with pytest.raises(TypeError, match="expected bytes, int found"):
-        native._group_list(["a", 1], None, True, 0, 128)
+    for items in ([1], ["a", 1], ["a", None, "b"], [b"x", bytearray(b"y")]):
+        assert native.group_list(items, None, bytes_decide=True, key=KEY) is None

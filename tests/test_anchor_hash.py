@@ -1,4 +1,4 @@
-"""The fingerprint is XXH3-128: values published by the xxHash project's Python package, for the host and for the device code."""
+"""The hashes are XXH3-128 and SipHash-2-4-128: published values, for the host and for the device code."""
 
 import ctypes
 import hashlib
@@ -45,9 +45,21 @@ def on_host(library, messages: list[bytes], seed: int) -> list[int]:
 
 
 def on_device(library, messages: list[bytes], seed: int) -> list[int]:
-    signed = seed - 2**64 if seed >= 2**63 else seed
-    rows = packed(messages)
-    prints = launch(library, rows, torch.zeros_like(rows.starts), 128, seed=signed)[0]
+    """What the kernels write for each message, without a table: as many blocks as there are rows, so that every one is a first."""
+    rows, prints = packed(messages), torch.empty(len(messages), 2, dtype=torch.int64)
+    settings = torch.tensor([len(messages), signed(seed), 0, 0, 128, 16, 1])
+    counters, long_rows = torch.zeros(2, dtype=torch.int32), torch.empty(len(messages), dtype=torch.int64)
+    arguments = [settings, rows.data, rows.starts, rows.lengths, prints, long_rows, counters]
+    for kernel in (0, 1):  # of one warp, and of a block, a state
+        launch(library, kernel, arguments, blocks=2)
+    return unsigned(prints)
+
+
+def signed(word: int) -> int:
+    return word - 2**64 if word >= 2**63 else word
+
+
+def unsigned(prints: torch.Tensor) -> list[int]:
     return [(low & (2**64 - 1)) | (high & (2**64 - 1)) << 64 for low, high in prints.tolist()]
 
 
@@ -72,3 +84,45 @@ def test_one_bit_of_a_state_changes_half_of_the_fingerprint(kernels):
         reference, *others = on_host(kernels, [base, *flipped], 7)
         mean = sum(bin(reference ^ other).count("1") for other in others) / len(others)
         assert 56 < mean < 72, length
+
+
+# The reference implementation's vectors for 128 bits: key 00 01 .. 0f, message 00 01 .. of each length; and sha256 of those of 0 to 63.
+SIP_KEY = (0x0706050403020100, 0x0F0E0D0C0B0A0908)
+SIP_GOLD = {
+    0: "a3817f04ba25a8e66df67214c7550293",
+    1: "da87c1d86b99af44347659119b22fc45",
+    7: "a1f1ebbed8dbc153c0b84aa61ff08239",
+    8: "3b62a9ba6258f5610f83e264f31497b4",
+    15: "5493e99933b0a8117e08ec0f97cfc3d9",
+    63: "5150d1772f50834a503e069a973fbd7c",
+}
+SIP_GOLD_SWEEP = "ecfaa9fe47ff788fa834a9863ea2715a2880cd37d2b8c3c194402838428119b9"
+
+
+def sip_on_host(library, messages: list[bytes]) -> list[int]:
+    values, out = [], (ctypes.c_uint64 * 2)()
+    for data in messages:
+        library.host_siphash(data, ctypes.c_int64(len(data)), *map(ctypes.c_uint64, SIP_KEY), out)
+        values.append(out[0] | out[1] << 64)
+    return values
+
+
+def sip_on_device(library, messages: list[bytes]) -> list[int]:
+    rows, prints = packed(messages), torch.empty(len(messages), 2, dtype=torch.int64)
+    settings = torch.tensor([len(messages), 0, *SIP_KEY, 128, 16, 1])
+    slots = torch.full_like(rows.starts, -1)  # all were set aside
+    launch(library, 4, [settings, rows.data, rows.starts, rows.lengths, slots, prints], blocks=2)
+    return unsigned(prints)
+
+
+@pytest.mark.parametrize("run", [sip_on_host, sip_on_device])
+def test_siphash_is_the_published_one(kernels, run):
+    values = [value.to_bytes(16, "little") for value in run(kernels, [bytes(range(length)) for length in range(64)])]
+    assert {length: values[length].hex() for length in SIP_GOLD} == SIP_GOLD
+    assert hashlib.sha256(b"".join(values)).hexdigest() == SIP_GOLD_SWEEP
+
+
+@pytest.mark.parametrize("length", [8193, 9216, 9217, 16384, 20_000, 40_961])
+def test_a_block_and_the_host_agree_on_long_states(kernels, length):
+    messages = [message(length), message(length)[::-1], b"\0" * length]
+    assert on_device(kernels, messages, 7) == on_host(kernels, messages, 7)

@@ -160,7 +160,7 @@ def opcheck_arguments(b, objective, need):
     sequences = tokens.sequences
     return (*leaves, flat(b.token_ids), flat(b.mask), plan.rows, plan.n_backward, plan.boundaries, torch.ones(b.mask.numel()), 0.0, flat(b.advantages),
             flat(b.old), flat(tokens.ref_log_probs), flat(tokens.token_weights), None if sequences is None else sequences.ids,
-            None if sequences is None else sequences.lengths, [], denominator, objective.structure, objective.numbers, list(need), 1 << 20)  # fmt: skip
+            None if sequences is None else sequences.lengths, [], denominator, objective.structure, objective.numbers, list(need), 1 << 20, False, None, "", [0], "")  # fmt: skip
 
 
 @pytest.mark.parametrize("need", [(True, True, True), (True, False, False), (False, True, True)])
@@ -174,8 +174,8 @@ def test_contracts_of_the_log_prob_ops():
     hidden, weight, bias = b.hidden.view(-1, 8).requires_grad_(), b.weight.requires_grad_(), b.bias.requires_grad_()
     for logits in (torch.randn(18, 23, requires_grad=True), torch.randn(18, 30).bfloat16()[:, :23].requires_grad_()):
         torch.library.opcheck(torch.ops.gigpo_fast.token_log_probs.default, (logits, ids, scale, 0.0))
-    torch.library.opcheck(torch.ops.gigpo_fast.linear_token_log_probs.default, (hidden, weight, bias, ids, scale, 0.25, 1 << 20))
-    torch.library.opcheck(torch.ops.gigpo_fast.linear_token_log_probs.default, (hidden, weight, None, ids, scale, 0.0, 1 << 20))
+    torch.library.opcheck(torch.ops.gigpo_fast.linear_token_log_probs.default, (hidden, weight, bias, ids, scale, 0.25, 1 << 20, False, "", [0]))
+    torch.library.opcheck(torch.ops.gigpo_fast.linear_token_log_probs.default, (hidden, weight, None, ids, scale, 0.0, 1 << 20, True, "", [0]))
 
 
 def test_contracts_of_the_backward_ops():
@@ -183,12 +183,12 @@ def test_contracts_of_the_backward_ops():
     c, e, ids, scale = torch.randn(n), torch.randn(n), torch.randint(23, (n,)), torch.ones(n)
     checks = {"test_utils": ("test_schema", "test_faketensor")}  # its autograd formula is there to refuse
     ops = torch.ops.gigpo_fast
-    _, entropy, lse = ops.token_log_probs(logits, ids, scale, 0.0)
+    _, entropy, lse, _ = ops.token_log_probs(logits, ids, scale, 0.0)
     torch.library.opcheck(ops.token_log_probs_backward.default, (c, e, logits, ids, scale, 0.0, entropy, lse), **checks)
     for bias in (torch.randn(23), None):
-        _, entropy, lse = ops.linear_token_log_probs(hidden, weight, bias, ids, scale, 0.0, 1 << 20)
+        _, entropy, lse, _ = ops.linear_token_log_probs(hidden, weight, bias, ids, scale, 0.0, 1 << 20, False, "", [0])
         need = [True, True, bias is not None]
-        arguments = (c, e, hidden, weight, bias, ids, scale, 0.0, entropy, lse, need, 1 << 20)
+        arguments = (c, e, hidden, weight, bias, ids, scale, 0.0, entropy, lse, need, 1 << 20, False, "", [0])
         torch.library.opcheck(ops.linear_token_log_probs_backward.default, arguments, **checks)
     held = (torch.randn(n, 8), torch.randn(23, 8), torch.randn(0))
     torch.library.opcheck(ops.linear_policy_loss_backward.default, (torch.tensor(2.0), *held, hidden, weight, None), **checks)

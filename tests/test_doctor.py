@@ -31,7 +31,7 @@ def test_json_is_one_object(capsys):
 def test_every_operation_has_a_path_and_a_slow_one_a_reason():
     for row in doctor.report()["paths"]:
         assert row["path"] in ("triton", "cuda", "native", "torch"), row
-        only_torch = "advantages" in row["operation"]
+        only_torch = "objectives" in row["operation"]
         assert (row["reason"] is None) == (only_torch or row["path"] != "torch"), row
 
 

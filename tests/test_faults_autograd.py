@@ -94,14 +94,6 @@ def test_F48_the_value_does_not_depend_on_requires_grad(group):
     assert [leaf.grad is not None for leaf in leaves] == wanted
 
 
-def test_F49_a_vocabulary_parallel_head_is_refused_not_wrong():
-    b = make_batch()
-    with pytest.raises(
-        ValueError, match="linear_policy_loss: head.group_name must be None, got 'tp'; vocabulary-parallel heads are not available yet"
-    ):
-        linear_policy_loss(b.hidden, Head(b.weight, group_name="tp"), b.token_ids, b.advantages, b.mask, objective=PLAIN)
-
-
 def test_F50_dual_clip_is_for_bad_actions_and_above_one():
     for dual in (1.0, 0.5, 0.0, -3.0, NAN):
         with pytest.raises(ValueError, match="Clip: dual must be > 1 or None"):

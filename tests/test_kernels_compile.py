@@ -1,8 +1,8 @@
-"""Every shipped configuration of the row kernels, compiled ahead of time for every architecture, without a GPU.
+"""Every configuration of the row kernels, shipped or a candidate of the autotuner, compiled ahead of time for every architecture, without a GPU.
 
 Each launcher is called with a recorder in the kernel's place, so what is compiled is exactly what it would launch. The compiler's output
-must hold what the design counts on: no spill, 128-bit loads, 64-bit row offsets, one exponential an element, no fp64, no float atomics, and
-no product fused into the subtraction of the row's maximum (the two passes over a row must see the same rounded number).
+must hold what the design counts on: no spill, 128-bit loads and stores, 64-bit row offsets, one exponential an element, no fp64, no float
+atomics, and no product fused into the subtraction of the row's maximum (the two passes over a row must see the same rounded number).
 """
 
 import itertools
@@ -29,6 +29,7 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+SHARED_MEMORY = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}  # bytes a program may use
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float64: "*fp64"}
 POINTERS |= {torch.int64: "*i64", torch.int32: "*i32"}
 CUOBJDUMP = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -70,9 +71,17 @@ class Recorder:
         return triton.compile(ASTSource(self.kernel, signature, constants, divisible), target=TARGETS[arch], options=self.options)
 
 
-def record(monkeypatch, kernel, arch, *, rows=2, V=151936, dtype=torch.float32, softcap=False, **case):
-    """Call one launcher on (rows, V) logits as on `arch` and return what it would launch. Other keys: out_dtype, source, on_policy."""
-    logits, ids = torch.empty(rows, V, dtype=dtype), torch.zeros(rows, dtype=torch.int64)
+def matrix(rows, V, dtype, *, odd=False):
+    """(rows, V); odd: its rows start anywhere, V apart or not."""
+    return torch.empty(rows, V + odd, dtype=dtype)[:, odd:]
+
+
+def record(monkeypatch, kernel, arch, *, rows=2, V=151936, dtype=torch.float32, softcap=False, config=None, **case):
+    """Call one launcher on (rows, V) logits as on `arch` and return what it would launch.
+
+    Other keys: out_dtype, source, on_policy, odd_logits, odd_out.
+    """
+    logits, ids = matrix(rows, V, dtype, odd=case.get("odd_logits", False)), torch.zeros(rows, dtype=torch.int64)
     values = torch.ones(rows, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     old, ref, beta = (None, None, 0.0) if case.get("on_policy") else (values, values, 0.1)
     tanh_in = 1 / 30 if softcap else 0.0
@@ -82,19 +91,19 @@ def record(monkeypatch, kernel, arch, *, rows=2, V=151936, dtype=torch.float32, 
         patch.setattr(configs, "architecture", lambda device: arch)
         patch.setattr(module, f"{kernel}_kernel", recorder)
         if kernel == "rows_forward":
-            rows_forward.rows_forward(logits, ids, values, tanh_in)
+            rows_forward.rows_forward(logits, ids, values, tanh_in, config=config)
         elif kernel == "rows_backward":
-            out = torch.empty(rows, V, dtype=case.get("out_dtype", dtype))
-            rows_backward.rows_backward(
-                logits, ids, values, tanh_in, values.new_ones(rows, 2), values, values, values, out, ids if case.get("source") else None
-            )
+            out, lse = matrix(rows, V, case.get("out_dtype", dtype), odd=case.get("odd_out", False)), values.new_ones(rows, 2)
+            source = ids if case.get("source") else None
+            rows_backward.rows_backward(logits, ids, values, tanh_in, lse, values, values, values, out, source, config=config)
         else:
-            clip_loss.clip_rows_forward(logits, ids, values, tanh_in, values, old, ref, values, low=0.2, high=0.3, kl_coefficient=beta)
+            options = {"low": 0.2, "high": 0.3, "kl_coefficient": beta, "config": config}
+            clip_loss.clip_rows_forward(logits, ids, values, tanh_in, values, old, ref, values, **options)
     return recorder
 
 
-def cases():
-    """Options of `record` for every kernel, dtype, alignment of the vocabulary and transform that ships."""
+def cases(arch):
+    """Options of `record` for every kernel, dtype, alignment and transform that ships, then for the autotuner's candidates."""
     for softcap, V in itertools.product((False, True), (151936, 50257)):
         common = {"softcap": softcap, "V": V}
         for dtype in (torch.float32, torch.bfloat16):
@@ -107,9 +116,17 @@ def cases():
         yield "clip_rows_forward", {"dtype": dtype, "V": V}
     yield "clip_rows_forward", {"dtype": torch.bfloat16, "softcap": True}
     yield "clip_rows_forward", {"dtype": torch.bfloat16, "on_policy": True}
+    for odd in ({"odd_logits": True}, {"odd_out": True}, {"odd_logits": True, "odd_out": True}):
+        yield "rows_backward", {"dtype": torch.float32, "out_dtype": torch.bfloat16, **odd}
     for kernel in configs.TABLE["sm_90"]:
         yield kernel, {"dtype": torch.float64}
+        if arch != "gfx942":  # there a few scalar registers spill
+            yield kernel, {"dtype": torch.float64, "V": 50257, "softcap": True}
     yield "rows_forward", {"V": 1}
+    for kernel, config in itertools.product(configs.TABLE[arch], configs.OTHERS[arch]):
+        yield kernel, {"dtype": torch.float32, "config": config}
+        yield kernel, {"dtype": torch.bfloat16, "config": config, "softcap": True}
+        yield kernel, {"dtype": torch.float32, "config": config, "V": 50257, "softcap": True}
 
 
 def resources(compiled, tmp_path):
@@ -128,18 +145,21 @@ def faults(kernel, options, arch, recorder, compiled, tmp_path):
     registers, stack, local = resources(compiled, tmp_path)
     constants = recorder.specialisation()[1]
     a_thread = constants["BLOCK"] // (recorder.options["num_warps"] * TARGETS[arch].warp_size)  # elements of a tile
-    dtype, aligned = options.get("dtype", torch.float32), options.get("V", 151936) % 16 == 0
+    dtype, aligned = options.get("dtype", torch.float32), options.get("V", 151936) % 16 == 0 and not options.get("odd_logits")
+    out_dtype, aligned_out = options.get("out_dtype", dtype), options.get("V", 151936) % 16 == 0 and not options.get("odd_out")
     double = dtype == torch.float64
+    warps = recorder.options["num_warps"]
     row = [arch, kernel, *(f"{key}={str(value).removeprefix('torch.')}" for key, value in options.items()), f"registers={registers}"]
     row += [f"spilled={stack}+{local}", f"shared={compiled.metadata.shared}"]
     ttir = compiled.asm["ttir"]
-    wide_offsets = len(re.findall(r"arith\.muli .*: i64", ttir))
+    products = [len(re.findall(rf"arith\.muli .*: {width}\b", ttir)) for width in ("i64", "i32")]  # of a row's number and a stride
     checks = {
         "multiply-adds that the compiler may fuse": recorder.options["enable_fp_fusion"] is False,
         "spills": stack == 0 and local == 0,
         "more registers than two programs of 8 warps share": registers <= 128 or double,
-        "more than 4 KiB of shared memory": compiled.metadata.shared <= 4096,
-        "a row offset in 32 bits": wide_offsets >= (2 if kernel == "rows_backward" else 1) or options.get("V") == 1,
+        "more shared memory than the architecture has": compiled.metadata.shared <= SHARED_MEMORY[arch],
+        "a tile exchanged through shared memory": compiled.metadata.shared <= 4096 or options.get("odd_out", False),
+        "a row offset in 32 bits": products[0] >= (2 if kernel == "rows_backward" else 1) and products[1] == 0,
         "a grid axis other than 0": set(re.findall(r"tt\.get_program_id (\w)", ttir)) == {"x"},
         "atomics": "atomic" not in ttir,
         "double precision in a single-precision kernel": double or "f64" not in ttir,
@@ -150,10 +170,14 @@ def faults(kernel, options, arch, recorder, compiled, tmp_path):
         row += [f"ex2={exponentials}/{a_thread}", f"vector_loads={vector_loads}"]
         if not double:
             checks["loads narrower than 128 bits"] = vector_loads >= a_thread * dtype.itemsize // 16 or not aligned
+            vector_stores = len(re.findall(r"st\.global\S*\.v4\.b32", ptx))
+            wanted = a_thread * out_dtype.itemsize // 16 if kernel == "rows_backward" and aligned and aligned_out else 0
+            checks["stores narrower than 128 bits"] = vector_stores >= wanted
             checks["fp64 instructions"] = ".f64" not in ptx
             each = 2 if options.get("softcap") else 1  # tanh costs one more
             checks["more than one exponential an element"] = exponentials <= each * a_thread + 6
-            checks["exchanges between threads inside the loop"] = ptx.count("shfl.sync") <= 32
+            at_the_end = 4 * (5 + warps.bit_length() - 1)  # four sums and maxima of a row: within a warp, then over the warps
+            checks["exchanges between threads inside the loop"] = ptx.count("shfl.sync") <= at_the_end
         checks["no barrier between reading the target and writing"] = "bar.sync" in ptx or kernel != "rows_backward"
         checks["operations left open to fusion"] = not re.search(r"\b(mul|add|sub)\.f(32|64)\b", ptx)
         checks["atomics in the PTX"] = not re.search(r"\b(atom|red)\.", ptx)
@@ -164,7 +188,7 @@ def faults(kernel, options, arch, recorder, compiled, tmp_path):
 @pytest.mark.parametrize("arch", TARGETS)
 def test_every_configuration_compiles_as_designed(arch, monkeypatch, tmp_path):
     table, broken = [], []
-    for kernel, options in cases():
+    for kernel, options in cases(arch):
         recorder = record(monkeypatch, kernel, arch, **options)
         row, found = faults(kernel, options, arch, recorder, recorder.compile(arch), tmp_path)
         table.append("  ".join(row + [f"FAULT: {name}" for name in found]))
@@ -180,6 +204,12 @@ def test_the_gates_see_a_spill_and_a_narrow_load(monkeypatch, tmp_path):
     recorder = record(monkeypatch, "rows_backward", "sm_90", **options)
     _, found = faults("rows_backward", options | {"V": 151936}, "sm_90", recorder, recorder.compile("sm_90"), tmp_path)
     assert "spills" in found and "loads narrower than 128 bits" in found
+
+
+def test_the_gates_see_a_narrow_store(monkeypatch, tmp_path):
+    """Rows of the gradient that start anywhere are written element by element: with the options of aligned rows that is a fault."""
+    recorder = record(monkeypatch, "rows_backward", "sm_90", odd_out=True)
+    assert faults("rows_backward", {}, "sm_90", recorder, recorder.compile("sm_90"), tmp_path)[1] == ["stores narrower than 128 bits"]
 
 
 @pytest.mark.parametrize("kernel", configs.TABLE["sm_90"])

@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
+from gigpo_fast.kernels import autotune, configs
 from gigpo_fast.kernels.common import expm1, tanh_and_slope
 from gigpo_fast.kernels.configs import Config
 from gigpo_fast.kernels.rows_backward import rows_backward
@@ -82,7 +83,7 @@ def test_the_gradient_keeps_its_digits_where_the_log_sum_exp_is_large(kind):
     if kind == "certain":  # p is 0.98, with one rival: were it nearer to 1, the rounded number would be exact
         logits.scatter_(1, torch.stack([ids, (ids + 1) % 200], 1), torch.tensor([30.0, 26.0]) + torch.rand(8, 2))
     assert_rows(logits, ids, one, 0.0)
-    _, lse, entropy = rows_forward(logits, ids, one, 0.0, config=SMALL)
+    _, lse, entropy, _ = rows_forward(logits, ids, one, 0.0, config=SMALL)
     one_number, out = torch.stack([lse.sum(1), torch.zeros(8)], 1), torch.empty(8, 200)
     c, e = torch.randn(2, 8)
     rows_backward(logits, ids, one, 0.0, one_number, entropy, c, e, out, config=SMALL)
@@ -95,7 +96,11 @@ def test_the_gradient_keeps_its_digits_where_the_log_sum_exp_is_large(kind):
 def test_an_offset_common_to_the_row_costs_the_log_prob_nothing():
     logits, ids = torch.randint(-64, 64, (4, 100)) / 16, torch.tensor([0, 1, 50, 99])
     near, far = (rows_forward(logits + offset, ids, torch.ones(4), 0.0, config=SMALL) for offset in (0.0, 2.0**14))
-    assert torch.equal(near[0], far[0]) and torch.equal(near[1] + torch.tensor([2.0**14, 0]), far[1]) and torch.equal(near[2], far[2])
+    assert (
+        torch.equal(near[0], far[0])
+        and torch.equal(near[1] + torch.tensor([2.0**14, 0]), far[1])
+        and all(torch.equal(a, b) for a, b in zip(near[2:], far[2:]))
+    )
 
 
 def test_a_certain_token_keeps_its_gradient():
@@ -117,7 +122,7 @@ def test_every_dtype(dtype, tanh_in):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_low_precision_gradient_is_the_float32_gradient_rounded_once(dtype):
     logits, ids, one = rows("ordinary", 3, 70), torch.tensor([0, 69, 33]), torch.ones(3)
-    _, lse, entropy = rows_forward(logits, ids, one, 0.0, config=SMALL)
+    _, lse, entropy, _ = rows_forward(logits, ids, one, 0.0, config=SMALL)
     low, full = torch.empty(3, 70, dtype=dtype), torch.empty(3, 70)
     for out in (low, full):
         rows_backward(logits, ids, one, 0.0, lse, entropy, one, one, out, config=SMALL)
@@ -134,7 +139,7 @@ def test_strided_rows_leave_their_neighbours_alone():
 
 def test_in_place_equals_out_of_place():
     logits, ids, scale = rows("peaked", 4, 100), torch.tensor([0, 99, 31, 32]), torch.full((4,), 0.9)
-    _, lse, entropy = rows_forward(logits, ids, scale, 0.0, config=SMALL)
+    _, lse, entropy, _ = rows_forward(logits, ids, scale, 0.0, config=SMALL)
     c, e, out = torch.randn(4), torch.randn(4), torch.empty(4, 100)
     rows_backward(logits, ids, scale, 0.0, lse, entropy, c, e, out, config=SMALL)
     rows_backward(logits, ids, scale, 0.0, lse, entropy, c, e, logits, config=SMALL)
@@ -145,10 +150,10 @@ def test_in_place_equals_out_of_place():
 def test_a_token_outside_the_vocabulary(token):
     """NaN log-prob and no read; in the backward: no target in these columns."""
     logits, one = rows("ordinary", 1, 40), torch.ones(1)
-    log_probs, lse, entropy = rows_forward(logits, torch.tensor([token]), one, 0.0, config=SMALL)
-    _, largest, log_sum, exact_entropy = plain_rows(logits, torch.tensor([0]), one, 0.0)
+    log_probs, lse, entropy, squared = rows_forward(logits, torch.tensor([token]), one, 0.0, config=SMALL)
+    _, largest, log_sum, exact_entropy, exact_squared = plain_rows(logits, torch.tensor([0]), one, 0.0)
     assert log_probs.isnan().all() and torch.equal(lse[:, 0], largest)
-    assert torch.allclose(lse[:, 1], log_sum) and torch.allclose(entropy, exact_entropy)
+    assert torch.allclose(lse[:, 1], log_sum) and torch.allclose(entropy, exact_entropy) and torch.allclose(squared, exact_squared)
     out = torch.empty(1, 40)
     rows_backward(logits, torch.tensor([token]), one, 0.0, lse, entropy, one, 0 * one, out, config=SMALL)
     assert torch.allclose(out, -logits.softmax(-1), atol=1e-6)
@@ -157,7 +162,7 @@ def test_a_token_outside_the_vocabulary(token):
 def test_slabs_of_the_vocabulary_share_one_log_sum_exp():
     """A target outside the columns at hand leaves them without one. The pairs may have any strides."""
     logits, ids, one, c, e = rows("offset", 4, 96), torch.tensor([0, 31, 32, 95]), torch.ones(4), torch.randn(4), torch.randn(4)
-    _, lse, entropy = rows_forward(logits, ids, one, 0.0, config=SMALL)
+    _, lse, entropy, _ = rows_forward(logits, ids, one, 0.0, config=SMALL)
     whole, slabs = torch.empty(4, 96), torch.empty(4, 96)
     rows_backward(logits, ids, one, 0.0, lse, entropy, c, e, whole, config=SMALL)
     for columns in (slice(0, 32), slice(32, 96)):
@@ -173,7 +178,7 @@ def test_nan_and_infinity_show_wherever_they_stand(value, position):
     logits[0, position] = value
     ids, one = torch.tensor([5, 5]), torch.ones(2)
     got = rows_forward(logits, ids, one, 0.0, config=SMALL)
-    assert all(result[0].isnan() for result in (got[0], got[1][:, 1], got[2])) and all(result[1].isfinite().all() for result in got)
+    assert all(result[0].isnan() for result in (got[0], got[1][:, 1], *got[2:])) and all(result[1].isfinite().all() for result in got)
     out = torch.empty(2, 70)
     rows_backward(logits, ids, one, 0.0, got[1], got[2], one, one, out, config=SMALL)
     assert out[0].isnan().any() and out[1].isfinite().all()
@@ -181,8 +186,8 @@ def test_nan_and_infinity_show_wherever_they_stand(value, position):
 
 def test_a_row_without_any_possible_token_is_nan():
     logits, one = torch.full((1, 70), -INF), torch.ones(1)
-    log_probs, lse, entropy = rows_forward(logits, torch.tensor([3]), one, 0.0, config=SMALL)
-    assert log_probs.isnan() and entropy.isnan() and (lse == -INF).all()
+    log_probs, lse, entropy, squared = rows_forward(logits, torch.tensor([3]), one, 0.0, config=SMALL)
+    assert log_probs.isnan() and entropy.isnan() and squared.isnan() and (lse == -INF).all()
     out = torch.empty(1, 70)
     rows_backward(logits, torch.tensor([3]), one, 0.0, lse, entropy, one, 0 * one, out, config=SMALL)
     assert out.isnan().all()
@@ -202,7 +207,7 @@ def test_a_row_without_gradient_gives_exact_zeros_whatever_it_holds():
 def test_source_rows_gather(tanh_in):
     logits, picked = rows("ordinary", 6, 70), torch.tensor([0, 2, 5])
     ids, scale, c, e = torch.tensor([0, 69, 40]), torch.tensor([1.0, 0.5, 2.0]), torch.randn(3), torch.randn(3)
-    _, lse, entropy = rows_forward(logits[picked], ids, scale, tanh_in, config=SMALL)
+    _, lse, entropy, _ = rows_forward(logits[picked], ids, scale, tanh_in, config=SMALL)
     gathered, direct = torch.empty(3, 70), torch.empty(3, 70)
     rows_backward(logits, ids, scale, tanh_in, lse, entropy, c, e, gathered, picked, config=SMALL)
     rows_backward(logits[picked], ids, scale, tanh_in, lse, entropy, c, e, direct, config=SMALL)
@@ -229,9 +234,46 @@ def test_the_shipped_configuration_runs_too():
     assert_rows(rows("ordinary", 2, 4112), torch.tensor([4096, 4095]), torch.ones(2), 1 / 5, config=None)
 
 
+@pytest.mark.parametrize("store", [0, 3], ids=["aligned", "anywhere"])
+def test_offsets_past_two_to_the_31_elements(store):
+    """Three rows of bfloat16, 2^30 elements and a bit apart: the third starts past 2^31. Pages that nobody touches cost nothing."""
+    near, ids, scale = rows("ordinary", 3, 70).bfloat16(), torch.tensor([0, 69, 40], dtype=torch.int32), torch.tensor([1.0, 0.5, 2.0])
+    try:
+        logits, out = (far_rows(3, 70, (1 << 30) + 16 + store, store) for _ in range(2))
+    except RuntimeError as error:
+        pytest.skip(f"no 4 GiB of address space: {error}")
+    logits.copy_(near)
+    assert logits.stride(0) < 2**31 < 2 * logits.stride(0)
+    got, want = (rows_forward(value, ids, scale, 0.0, config=SMALL) for value in (logits, near))
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    given, c, e = (ids, scale, 0.0, *want[1:3]), *torch.randn(2, 3)
+    wanted, gathered = torch.empty_like(near), torch.empty(1, 70, dtype=torch.bfloat16)
+    rows_backward(near, *given, c, e, wanted, config=SMALL)
+    rows_backward(logits, *given, c, e, out, config=SMALL)
+    last = [value[2:] for value in (ids, scale, want[1], want[2], c, e)]
+    rows_backward(logits, *last[:2], 0.0, *last[2:], gathered, torch.tensor([2]), config=SMALL)
+    assert torch.equal(out, wanted) and torch.equal(gathered, wanted[2:]) and torch.equal(logits, near)
+
+
+def far_rows(n, V, stride, start):
+    """(n, V) bfloat16 rows `stride` elements apart."""
+    return torch.empty(start + (n - 1) * stride + V, dtype=torch.bfloat16)[start:].as_strided((n, V), (stride, 1), start)
+
+
+def test_trials_of_the_autotuner_run_and_touch_nothing(monkeypatch):
+    """Every candidate of every kernel, really launched, on memory of its own."""
+    monkeypatch.setattr(autotune, "SCRATCH_BYTES", 2 * 4 * 70)
+    logits = rows("ordinary", 3, 70)
+    before = logits.clone()
+    for kernel in configs.TABLE["sm_90"]:
+        times = iter(range(9, 0, -1))
+        chosen = autotune.best(kernel, logits, measure=lambda launch, times=times: (launch(), next(times))[1])
+        assert chosen == configs.candidates(kernel, logits)[-1] and torch.equal(logits, before)
+
+
 def test_no_rows():
     empty, none = torch.empty(0, 9), torch.empty(0)
-    assert [result.shape for result in rows_forward(empty, none.long(), none, 0.0)] == [(0,), (0, 2), (0,)]
+    assert [result.shape for result in rows_forward(empty, none.long(), none, 0.0)] == [(0,), (0, 2), (0,), (0,)]
     rows_backward(empty, none.long(), none, 0.0, torch.empty(0, 2), none, none, none, empty)
 
 

@@ -104,7 +104,7 @@ def tokens_kernel(
 @pytest.mark.parametrize("log_ratio_clip", LOG_RATIO_CLIPS)
 def test_every_combination_of_options(dual, ceiling, log_ratio_clip):
     logits, ids, scale, A, old, ref, w = batch()
-    lp, _, _, H = plain_rows(logits, ids, scale, 0.0)
+    lp, _, _, H, _ = plain_rows(logits, ids, scale, 0.0)
     for kl, eta, on_policy in itertools.product(KLS, (0.0, 0.0625), (False, True)):
         options = {**DEFAULTS, "dual": dual, "ceiling": ceiling, **log_ratio_clip, **kl, "entropy_coefficient": eta}
         numbers = clip_loss.kernel_numbers(**options)
@@ -120,7 +120,7 @@ def test_every_combination_of_options(dual, ceiling, log_ratio_clip):
 @pytest.mark.parametrize("options", [KLS[0], {**KLS[3], **LOG_RATIO_CLIPS[1], "dual": 3.0, "ceiling": 2.0, "entropy_coefficient": 0.0625}])
 def test_the_row_kernel_gives_the_formula_its_arguments(options, on_policy):
     logits, ids, scale, A, old, ref, w = batch()
-    lp, largest, log_sum, H = plain_rows(logits, ids, scale, 0.0)
+    lp, largest, log_sum, H, _ = plain_rows(logits, ids, scale, 0.0)
     old = None if on_policy else old
     got = clip_rows_forward(logits, ids, scale, 0.0, A, old, ref, w, **DEFAULTS | options, config=SMALL)
     by_formula = lp, largest, log_sum, H, *expected(lp, H, A, old, ref, w, **DEFAULTS | options)
@@ -133,7 +133,7 @@ def test_the_row_kernel_gives_the_formula_its_arguments(options, on_policy):
 def test_ties_share_the_gradient_as_in_torch(options):
     """On-policy the ratio is exactly 1, so these bounds are hit exactly."""
     logits, ids, scale, A, _, ref, w = batch()
-    lp, _, _, H = plain_rows(logits, ids, scale, 0.0)
+    lp, _, _, H, _ = plain_rows(logits, ids, scale, 0.0)
     got = clip_rows_forward(logits, ids, scale, 0.0, A, None, None, w, **DEFAULTS | options, config=SMALL)
     losses, c, _ = expected(lp, H, A, None, None, w, **DEFAULTS | options)
     assert torch.allclose(got.losses, losses, atol=1e-14) and torch.allclose(got.d_log_probs, c, atol=1e-14)
@@ -149,7 +149,7 @@ def test_single_precision_is_as_exact_as_torch(dtype, tanh_in):
     plain, exact = [], []
     both = (plain, torch.float32), (exact, torch.float64)
     for results, wide in both:
-        lp, largest, log_sum, H = plain_rows(logits.to(wide), ids, scale.to(wide), tanh_in)
+        lp, largest, log_sum, H, _ = plain_rows(logits.to(wide), ids, scale.to(wide), tanh_in)
         results += [lp, largest, log_sum, H, *expected(lp, H, *(value.to(wide) for value in (A, old, ref, w)), **options)]
     for value, by_torch, by_double in zip(apart(*got[:-1]), plain, exact, strict=True):
         assert_as_exact_as_torch(value, by_torch, by_double, factor=2)

@@ -12,7 +12,15 @@ HERE = pathlib.Path(__file__).parent
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this process interprets already")
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["test_kernels_interpreter.py", "test_kernels_interpreter_clip.py", "test_kernels_interpreter_fused.py"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "test_kernels_interpreter.py",
+        "test_kernels_interpreter_clip.py",
+        "test_kernels_interpreter_fused.py",
+        "test_segments_interpreter.py",
+    ],
+)
 def test_kernels_in_the_interpreter(name):
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / name)]

@@ -240,3 +240,15 @@ def test_autocast(inputs, master):
     for leaf, name in ((hidden, "hidden"), (weight, "weight"), (bias, "bias")):
         assert leaf.grad.dtype == leaf.dtype
         assert_same_bits(name, leaf.grad.to(torch.bfloat16), getattr(want, name))
+
+
+def test_the_error_does_not_grow_with_the_number_of_chunks():
+    """d_weight of 64 chunks is as near to float64 as that of one: sums are in float32 and rounded once. Rounding every chunk is not (control)."""
+    b = make_batch((1024,), dtype=torch.bfloat16, trained=1.1)
+    exact = run_linear(change(b, **{name: value.double() for name, value in vars(b).items() if value.is_floating_point()}), PLAIN).weight
+    one, many = (run_linear(b, PLAIN, chunk_bytes=chunk).weight for chunk in (None, smallest_chunk(b)))
+    rounded = torch.zeros_like(one)
+    for rows in torch.arange(1024).chunk(64):
+        rounded += run_linear(per_token(b, lambda value, rows=rows: value[rows]), PLAIN, denominator=1024.0).weight
+    assert error(many, exact) <= 1.01 * error(one, exact)
+    assert error(rounded, exact) > 2 * error(one, exact)

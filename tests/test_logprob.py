@@ -128,7 +128,7 @@ def exact_of(b, given):
 
 def test_rounded_logits_are_caught(monkeypatch):
     exact = passes.head_logits
-    monkeypatch.setattr(passes, "head_logits", lambda hidden, weight, bias, buffer: exact(hidden, weight, bias).to(weight.dtype).float())
+    monkeypatch.setattr(passes, "head_logits", lambda hidden, weight, bias, *_: exact(hidden, weight, bias).to(weight.dtype).float())
     with pytest.raises(AssertionError, match="log_probs: error"):
         test_from_hidden_states("plain", False, torch.bfloat16, "torch")
 

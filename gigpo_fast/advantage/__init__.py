@@ -1,20 +1,84 @@
 """Advantages: from rewards and labels, one value a step, and from there to tokens. Computed once per rollout batch, from whole groups."""
 
+from .gae import GAEAdvantages, gae_advantages, length_adaptive_lambda
 from .gigpo import gigpo_advantages
+from .gpg import gpg_advantages
 from .group import group_advantages, leave_one_out_advantages
+from .hgpo import HGPO, hgpo_advantages
+from .labels import combined_labels
+from .leave_one_out import leave_one_out_moments, scaled_leave_one_out_advantages
+from .maxrl import maxrl_advantages
+from .multi_objective import gdpo_advantages, normalised_sum
+from .normalise import GroupMoments, group_moments, normalise
+from .opo import opo_advantages
+from .optimal_baseline import optimal_token_baseline_advantages
+from .pass_at_k import max_at_k_advantages, pass_at_k_advantages
+from .rank import rank_advantages
+from .reinforce_plus_plus import reinforce_plus_plus_advantages, reinforce_plus_plus_baseline_advantages
+from .remax import remax_advantages
 from .returns import discounted_returns
-from .statistics import CORRECTED, ROLL, VERL_AGENT, GroupStatistics
+from .running_baseline import RunningBaseline, running_baseline_advantages
+from .spo import SPO_TREE, CutPoints, low_probability_cuts, segment_advantages, tree_advantages, tree_values
+from .statistics import AREAL, CORRECTED, OPENRLHF, ROLL, TRL, VERL, VERL_AGENT, GroupStatistics
+from .token_returns import token_returns, turn_returns
 from .tokens import step_ids, to_tokens
+from .uncertainty import semantic_entropy, uncertainty_weights
+from .whitening import AREAL_WHITENING, OPENRLHF_WHITENING, VERL_WHITENING, Whitening, rescale, whiten
 
 __all__ = [
+    "AREAL",
+    "AREAL_WHITENING",
     "CORRECTED",
+    "HGPO",
+    "OPENRLHF",
+    "OPENRLHF_WHITENING",
     "ROLL",
+    "SPO_TREE",
+    "TRL",
+    "VERL",
     "VERL_AGENT",
+    "VERL_WHITENING",
+    "CutPoints",
+    "GAEAdvantages",
+    "GroupMoments",
     "GroupStatistics",
+    "RunningBaseline",
+    "Whitening",
+    "combined_labels",
     "discounted_returns",
+    "gae_advantages",
+    "gdpo_advantages",
     "gigpo_advantages",
+    "gpg_advantages",
     "group_advantages",
+    "group_moments",
+    "hgpo_advantages",
     "leave_one_out_advantages",
+    "length_adaptive_lambda",
+    "low_probability_cuts",
+    "leave_one_out_moments",
+    "max_at_k_advantages",
+    "maxrl_advantages",
+    "normalise",
+    "normalised_sum",
+    "opo_advantages",
+    "optimal_token_baseline_advantages",
+    "pass_at_k_advantages",
+    "rank_advantages",
+    "reinforce_plus_plus_advantages",
+    "reinforce_plus_plus_baseline_advantages",
+    "remax_advantages",
+    "rescale",
+    "running_baseline_advantages",
+    "scaled_leave_one_out_advantages",
+    "segment_advantages",
+    "semantic_entropy",
     "step_ids",
     "to_tokens",
+    "token_returns",
+    "tree_advantages",
+    "tree_values",
+    "turn_returns",
+    "uncertainty_weights",
+    "whiten",
 ]

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..segments import segment_sum, to_rows
+from ..segments import segment_ids, segment_sum, sort_rows, to_rows
 from ..types import GiGPOAdvantages
 from . import arguments
 from .group import check_one_group, trajectory_scores
 from .moments import moments, standardise
-from .returns import Timeline, returns_to_go, time_order
+from .returns import Timeline, first_rows, returns_to_go, time_order, trajectory_sums
 from .statistics import CORRECTED, GroupStatistics, check_options
 
 
@@ -29,6 +29,8 @@ def gigpo_advantages(
     step_weight: float = 1.0,
     scale: str | None = None,
     statistics: GroupStatistics = CORRECTED,
+    min_trajectories: int = 1,
+    first_visit: bool = False,
 ) -> GiGPOAdvantages:  # four of (S,) float32, float64 if rewards, episode_scores or step_returns are
     """How much better a trajectory was than the others of its task, plus how much better a step was than others from its state.
 
@@ -46,16 +48,21 @@ def gigpo_advantages(
     at the step level (an error under full validation, if valid). `episode_scores` and `step_returns` are used as they are, per
     row, and may carry penalties; the mean score of a trajectory's rows is then its score in the group's statistics. Rows that
     are not valid are outside every statistic, returns skip them, and all four results are 0 there.
+    `min_trajectories`: a state that fewer different trajectories visited gives 0; 2 leaves out the groups in which one trajectory
+    is compared with itself. `first_visit`: of the visits of a trajectory to a state only the first in time enters the mean and
+    the deviation, as in first-visit Monte Carlo estimates of the value of a state; later visits are compared with the same two
+    numbers, because a baseline belongs to the state and their actions were taken in it.
     Sums, means and deviations in float64, each result rounded once; the order of the rows changes no bit if `step` is given
     (without it rows must keep the time order of their trajectory). Carries no gradient. Waits for no GPU if labels are tensors.
-    Raises for float labels, gamma outside [0, 1], step_weight < 0; under full validation also for scores that are not finite, a
-    repeated (trajectory, step) and a trajectory in two groups.
+    Raises for float labels, gamma outside [0, 1], step_weight < 0, min_trajectories < 1; under full validation also for scores
+    that are not finite, a repeated (trajectory, step) and a trajectory in two groups.
     Source: Eq. 3, 5, 7, 8 of GiGPO (arXiv 2505.10978).
     """
     function = "gigpo_advantages"
     gamma = arguments.discount(function, gamma)
     check_options(function, scale, statistics)
     step_weight = checks.number(function, "step_weight", step_weight, at_least=0.0, fix="1.0 is usual, 0.0 turns the step level off")
+    _check_visits(function, min_trajectories, first_visit)
     counted = arguments.validity(function, valid, "rewards", rewards)
     dtype = arguments.result_dtype(rewards, episode_scores, step_returns)
     values = arguments.scores(function, "rewards", rewards, counted)
@@ -81,13 +88,13 @@ def gigpo_advantages(
     else:
         returns = arguments.scores(function, "step_returns", step_returns, counted)
     if episode_scores is None:
-        scores = _trajectory_sums(values, timeline).to(dtype).to(torch.float64)
+        scores = trajectory_sums(values, timeline).to(dtype).to(torch.float64)
     else:
         scores = arguments.scores(function, "episode_scores", episode_scores, counted)
 
     unit, units = scores, counted
     if statistics.count == "trajectory" and episode_scores is None:
-        units = to_rows(timeline.first, timeline.order)  # the rows of a trajectory share one score: any of them stands for it
+        units = first_rows(timeline)  # the rows of a trajectory share one score: any of them stands for it
     elif statistics.count == "trajectory":
         unit, units = trajectory_scores(scores, counted, own, task)
     episode = standardise(scores, moments(unit, units, task, ddof=statistics.ddof), scale, statistics)
@@ -95,12 +102,30 @@ def gigpo_advantages(
 
     met = counted & (state != -1)
     among_steps = dataclasses.replace(statistics, singleton="zero")
-    micro = standardise(returns, moments(returns, met, state, task, ddof=statistics.ddof), scale, among_steps)
-    micro = torch.where(met, micro, 0.0)
+    first = _first_visits(timeline, met, state, task, own) if first_visit or min_trajectories > 1 else met
+    of_state = moments(returns, first if first_visit else met, state, task, ddof=statistics.ddof)
+    if min_trajectories > 1:
+        visitors = segment_sum(first.to(torch.float64), of_state.segment, first.shape[0]).index_select(0, of_state.segment)
+        met = met & (visitors >= min_trajectories)
+    micro = torch.where(met, standardise(returns, of_state, scale, among_steps), 0.0)
     return GiGPOAdvantages(*(result.to(dtype) for result in (episode + step_weight * micro, episode, micro, returns)))
 
 
-def _trajectory_sums(rewards: Tensor, timeline: Timeline) -> Tensor:
-    """(S,) float64, the sum of the rewards of each row's trajectory, added in time order."""
-    total = segment_sum(rewards.index_select(0, timeline.order), timeline.trajectory, rewards.shape[0])
-    return to_rows(total.index_select(0, timeline.trajectory), timeline.order)
+def _check_visits(function: str, min_trajectories: int, first_visit: bool) -> None:
+    whole = isinstance(min_trajectories, int) and not isinstance(min_trajectories, bool)
+    if not whole or min_trajectories < 1:
+        fix = "1 counts every group, 2 leaves out those of one trajectory"
+        error = ValueError if whole else TypeError
+        checks.fail(function, "min_trajectories", "an integer >= 1", min_trajectories, fix, error=error)
+    if not isinstance(first_visit, bool):
+        checks.fail(function, "first_visit", "True or False", first_visit, "False counts every visit", error=TypeError)
+
+
+def _first_visits(timeline: Timeline, met: Tensor, *labels: Tensor) -> Tensor:
+    """(S,) bool: of the rows in `met` with equal labels, the first in time."""
+    in_time = timeline.order
+    order = in_time.index_select(0, sort_rows(*(key.index_select(0, in_time) for key in (~met, *labels))))
+    segment = segment_ids(order, *labels)
+    first = met.index_select(0, order)
+    first[1:] &= segment[1:] != segment[:-1]
+    return to_rows(first, order)

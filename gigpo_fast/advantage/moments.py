@@ -1,7 +1,7 @@
 """Count, mean and standard deviation of the scores of each group, seen from every row.
 
-The scores of a group are summed in an order of their own (by their bits), so the result does not depend on the order of the
-rows, to the last bit. Variance is taken around the mean in a second pass: E[x^2] - E[x]^2 loses all digits of small spreads.
+The sums of a group are sums of integers (see `segments`), so the result does not depend on the order of the rows, to the last bit.
+Variance is taken around the mean in a second pass: E[x^2] - E[x]^2 loses all digits of small spreads.
 """
 
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..segments import segment_ids, segment_max, segment_min, segment_sum, sort_rows, to_rows
+from ..segments import segment_moments, sort_segments
 from .statistics import GroupStatistics
 
 
@@ -30,24 +30,8 @@ def moments(
     ddof: int,
 ) -> Moments:
     """The statistics of every group of rows."""
-    infinity = float("inf")
-    values = torch.where(counted, values, 0.0)
-    order = sort_rows(values.view(torch.int64), *labels)  # bits, because integers sort by radix; any fixed order will do
-    segment = segment_ids(order, *labels)
-    values, counted = values.index_select(0, order), counted.index_select(0, order)
-
-    size = values.shape[0]
-    count = segment_sum(counted.to(torch.float64), segment, size)
-    low = segment_min(torch.where(counted, values, infinity), segment, infinity)
-    high = segment_max(torch.where(counted, values, -infinity), segment, -infinity)
-    flat = low == high
-    mean = torch.where(flat, low, segment_sum(values, segment, size) / count.clamp(min=1.0))
-    deviation = torch.where(counted, values - mean.index_select(0, segment), 0.0)
-    variance = segment_sum(deviation * deviation, segment, size) / (count - ddof).clamp(min=1.0)
-    std = variance.rsqrt().reciprocal()  # sqrt is split over threads from 2,048 values on, where waking one costs more than all of this
-
-    own = to_rows(segment, order)
-    return Moments(*(statistic.index_select(0, own) for statistic in (count, mean, std, flat)), own)
+    order, segment = sort_segments(list(labels), [])
+    return Moments(*segment_moments(values, counted, order, segment, ddof))
 
 
 def standardise(scores: Tensor, group: Moments, scale: str | None, statistics: GroupStatistics) -> Tensor:

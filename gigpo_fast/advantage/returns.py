@@ -1,8 +1,7 @@
 """Discounted returns to go, of all trajectories at once.
 
-Rows are brought into time order by one stable sort, then summed backwards by doubling: after the pass with stride d every row
-holds the discounted sum of its next 2d rewards. The order of additions depends on the rewards that follow a row alone, so two
-rows with the same future get the same bits, wherever they stand in the batch.
+Rows are brought into time order by one stable sort, then summed by doubling (see `segments`). The order of additions depends on the
+rewards that follow a row alone, so two rows with the same future get the same bits, wherever they stand in the batch.
 """
 
 from typing import NamedTuple
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..segments import segment_ids, segment_max, sort_rows, to_rows
+from ..segments import discounted_sums, segment_totals, sort_segments, to_rows
 from . import arguments
 
 
@@ -20,8 +19,7 @@ class Timeline(NamedTuple):
 
     order: Tensor  # (S,) int64, the row at each place
     trajectory: Tensor  # (S,) int64, dense number of the trajectory at each place
-    remaining: Tensor  # (S,) int64, how many valid rows follow in the same trajectory; negative where the row is not valid
-    first: Tensor  # (S,) bool, the first valid row of each trajectory
+    valid: Tensor  # (S,) bool, of each row
 
 
 def discounted_returns(
@@ -62,35 +60,28 @@ def discounted_returns(
 
 def time_order(function: str, trajectory: Tensor, step: Tensor | None, valid: Tensor, *, all_valid: bool) -> Timeline:
     """Sort rows by trajectory and time."""
-    keys = [key for key in (step, None if all_valid else ~valid) if key is not None]
-    order = sort_rows(*keys, trajectory)
-    segment = segment_ids(order, trajectory)
-    counted = valid.index_select(0, order)
+    keys = [key for key in (step, None if all_valid else (~valid).to(torch.int64)) if key is not None]
+    order, segment = sort_segments([trajectory], keys)
     if step is not None and checks.full_validation():
-        _check_steps(function, order, segment, step, counted)
-    place = torch.arange(order.shape[0], device=order.device)
-    last = segment_max(torch.where(counted, place, -1), segment, -1)
-    first = counted.clone()
-    first[1:] &= segment[1:] != segment[:-1]
-    return Timeline(order, segment, last.index_select(0, segment) - place, first)
+        _check_steps(function, order, segment, step, valid.index_select(0, order))
+    return Timeline(order, segment, valid)
 
 
 def returns_to_go(rewards: Tensor, timeline: Timeline, gamma: float) -> Tensor:
     """(S,) float64 discounted returns of float64 rewards that are 0 where not valid."""
-    returns = rewards.index_select(0, timeline.order)
-    stride, reach = 1, _longest(timeline.remaining)
-    while stride <= reach and gamma**stride > 0.0:  # also ends at once for gamma = 0, which keeps 0 * inf out
-        # Multiplied and added by two kernels: a fused one rounds differently in its vector body and in its tail.
-        following = torch.where(timeline.remaining[:-stride] >= stride, returns[stride:], 0.0)
-        returns[:-stride].add_(following.mul_(gamma**stride))
-        stride *= 2
-    return to_rows(returns, timeline.order)
+    return discounted_sums(rewards, timeline.valid, timeline.order, timeline.trajectory, gamma)
 
 
-def _longest(remaining: Tensor) -> int:
-    # On a GPU the exact bound would make the host wait; passes beyond it add zeros.
-    bound = remaining.shape[0] - 1
-    return int(remaining.max()) if remaining.device.type == "cpu" and bound > 0 else bound
+def trajectory_sums(rewards: Tensor, timeline: Timeline) -> Tensor:
+    """(S,) float64, the sum of the rewards of each row's trajectory."""
+    return segment_totals(rewards, timeline.valid, timeline.order, timeline.trajectory)
+
+
+def first_rows(timeline: Timeline) -> Tensor:
+    """(S,) bool, the first valid row of each trajectory."""
+    first = torch.ones_like(timeline.valid)
+    first[1:] = timeline.trajectory[1:] != timeline.trajectory[:-1]
+    return to_rows(first, timeline.order) & timeline.valid
 
 
 def _check_steps(function: str, order: Tensor, segment: Tensor, step: Tensor, counted: Tensor) -> None:

@@ -45,6 +45,14 @@ class GroupStatistics:
 # Every trajectory once, nothing from a group of one, exact zeros where all scores are equal.
 CORRECTED = GroupStatistics()
 
+# verl's GRPO, where a row is a trajectory; also One-shot RLVR: a lone row passes its raw score on.
+VERL = GroupStatistics(singleton="raw", zero_variance="divide")
+
+# The same as CORRECTED but for what stands beside the deviation.
+TRL = GroupStatistics(eps=1e-4)
+AREAL = GroupStatistics(eps=1e-5)
+OPENRLHF = GroupStatistics(eps=1e-9)
+
 # verl-agent as it runs: every step row counts, a lone row passes its raw score on, constant groups are divided by eps.
 VERL_AGENT = GroupStatistics(count="row", singleton="raw", zero_variance="divide")
 

@@ -3,22 +3,34 @@
 At first use means NVRTC, which CUDA builds of torch bring with them; torch's wrapper for it is private, so this file alone touches it,
 after asking whether it is there. Where neither way exists, `why_not` says so and the torch path runs on the device instead.
 
-State of proof: compiled for sm_80, sm_90 and sm_100, and run lane by lane on a CPU (tests/anchor_cuda_on_cpu.cpp); not yet on a GPU.
+State of proof: compiled for sm_80, sm_90 and sm_100, and run thread by thread on a CPU (tests/anchor_shim.h); not yet on a GPU.
 """
 
 import functools
 import pathlib
+import re
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..types import StateGroups
-from .rows import Objects, Packed
+from . import sorting
+from .hash_key import HashKey
+from .rows import Packed
 
-KERNELS = ("anchor_fingerprint", "anchor_enter")
+KERNELS = ("anchor_fingerprint", "anchor_fingerprint_long", "anchor_enter", "anchor_enter_long", "anchor_rehash")
 THREADS = 256  # eight warps, one state each
 BLOCKS_PER_PROCESSOR = 16
 FEWEST_SLOTS = 16
+
+
+class Kernels(NamedTuple):
+    """The two steps on a device; each takes the tensors of `group_with` in the order of the operators in csrc/anchor_cuda.cu."""
+
+    enter: Callable[..., None]
+    rehash: Callable[..., None]
 
 
 def why_not(device: torch.device) -> str | None:
@@ -30,36 +42,40 @@ def why_not(device: torch.device) -> str | None:
     return _why_not_on(_index(device))
 
 
-def group(rows: Objects | Packed, labels: Tensor | None, *, bytes_decide: bool, seed: int, hash_bits: int) -> StateGroups | None:
-    """Group packed rows on their device; None if states collided so often that the table gave up (the caller then sorts)."""
-    assert isinstance(rows, Packed)  # objects are never on a GPU
+def group(rows: Packed, labels: Tensor | None, *, bytes_decide: bool, key: HashKey) -> StateGroups:
+    """Group packed rows on their device; labels (S,) int64 there, or None for one group."""
+    with torch.cuda.device(rows.device):
+        processors = torch.cuda.get_device_properties(rows.device).multi_processor_count
+        kernels = _kernels(_index(rows.device))
+        return group_with(kernels, rows, labels, bytes_decide=bytes_decide, key=key, blocks=blocks(rows.starts.numel(), processors))
+
+
+def group_with(kernels: Kernels, rows: Packed, labels: Tensor | None, *, bytes_decide: bool, key: HashKey, blocks: int) -> StateGroups:
+    """The whole path but the choice of kernels: waits for the device once, or again if states had to be set aside."""
     device, total = rows.device, rows.starts.numel()
+    empty = torch.empty(0, dtype=torch.int64, device=device)
     if total == 0:
-        empty = torch.empty(0, dtype=torch.int64, device=device)
         return StateGroups(empty, empty, empty)
     capacity = max(FEWEST_SLOTS, 1 << (2 * total - 1).bit_length())
-    labels = torch.zeros_like(rows.starts) if labels is None else labels.contiguous()
-    settings = torch.tensor([total, seed, hash_bits, capacity, int(bytes_decide)], dtype=torch.int64).to(device)
-    fingerprints = torch.empty(total, 2, dtype=torch.int64, device=device)
-    table = torch.zeros(capacity, dtype=torch.int64, device=device)
-    first_row = torch.full((capacity,), torch.iinfo(torch.int64).max, device=device)
-    slot_of_row = torch.empty_like(rows.starts)
-    gave_up = torch.zeros(1, dtype=torch.int32, device=device)
-    with torch.cuda.device(device):
-        _launcher(_index(device))(
-            settings,
-            rows.data,
-            rows.starts.contiguous(),
-            rows.lengths.contiguous(),
-            labels,
-            fingerprints,
-            table,
-            first_row,
-            slot_of_row,
-            gave_up,
-            blocks(total, torch.cuda.get_device_properties(device).multi_processor_count),
-        )
-    return number_slots(first_row, slot_of_row, gave_up)
+    settings = torch.tensor([total, *key, capacity, int(bytes_decide)], dtype=torch.int64).to(device)
+    starts, lengths = rows.starts.contiguous(), rows.lengths.contiguous()
+    fingerprints, table = empty.new_empty(total, 2), empty.new_zeros(capacity)
+    first_row = empty.new_full((capacity,), torch.iinfo(torch.int64).max)
+    slot_of_row, long_rows = torch.empty_like(starts), torch.empty_like(starts)
+    counters = torch.zeros(2, dtype=torch.int32, device=device)
+    names = empty if labels is None else labels.contiguous()
+    kernels.enter(settings, rows.data, starts, lengths, names, fingerprints, table, first_row, slot_of_row, long_rows, counters, blocks)
+    first = first_row[slot_of_row.clamp(min=0)]
+    found = (first == torch.arange(total, device=device)).sum()
+    set_aside, found = torch.stack([counters[1].to(torch.int64), found]).tolist()  # the one wait for the device
+    if set_aside == 0:
+        return sorting.number_first_rows(first, found)
+    kernels.rehash(settings, rows.data, starts, lengths, slot_of_row, fingerprints, blocks)
+    aside = (slot_of_row < 0).nonzero().squeeze(1)
+    theirs = Packed(rows.data, starts[aside], lengths[aside])
+    merged = sorting.group_by_sorting(theirs, None if labels is None else labels[aside], hashes=fingerprints[aside].unbind(1))
+    first[aside] = aside[merged.first_row[merged.ids]]
+    return sorting.number_first_rows(first)
 
 
 def blocks(total: int, processors: int) -> int:
@@ -67,25 +83,21 @@ def blocks(total: int, processors: int) -> int:
     return max(1, min(-(-total // (THREADS // 32)), processors * BLOCKS_PER_PROCESSOR))
 
 
-def number_slots(first_row: Tensor, slot_of_row: Tensor, gave_up: Tensor) -> StateGroups | None:
-    """What the kernels found, as dense ids by first occurrence."""
-    first = first_row[slot_of_row.clamp_(min=0)]
-    is_first = first == torch.arange(first.numel(), device=first.device)
-    ids = (is_first.cumsum(0) - 1)[first.clamp(max=first.numel() - 1)]
-    if bool(gave_up):  # the first wait for the device; the sizes below need another
-        return None
-    rows = is_first.nonzero().squeeze(1)
-    return StateGroups(ids, rows, torch.bincount(ids, minlength=rows.numel()))
-
-
 def source() -> str:
-    """The device code as one text: the header in place of its include line."""
+    """The device code as one text: each header in place of its include line."""
     here = pathlib.Path(__file__).resolve().parent.parent
     folder = next((path for path in (here / "csrc", here.parent / "csrc") if (path / "anchor_cuda.cu").is_file()), None)
     if folder is None:
         raise FileNotFoundError("csrc/anchor_cuda.cu was not installed with the package")
-    header = (folder / "anchor_hash.h").read_text().replace("#pragma once\n", "")
-    return (folder / "anchor_cuda.cu").read_text().replace('#include "anchor_hash.h"\n', header)
+    seen: set[str] = set()
+
+    def text(name: str) -> str:
+        if name in seen:
+            return ""
+        seen.add(name)
+        return re.sub(r'#include "(.*)"\n|#pragma once\n', lambda line: text(line[1]) if line[1] else "", (folder / name).read_text())
+
+    return text("anchor_cuda.cu")
 
 
 def _index(device: torch.device) -> int:
@@ -95,28 +107,39 @@ def _index(device: torch.device) -> int:
 @functools.cache
 def _why_not_on(index: int) -> str | None:
     try:
-        _launcher(index)
+        _kernels(index)
     except Exception as error:  # whatever the compiler or the driver says: grouping goes on without the kernels
         return str(error).splitlines()[0] if str(error) else type(error).__name__
     return None
 
 
 @functools.cache
-def _launcher(index: int):
+def _kernels(index: int) -> Kernels:
     built = sorted(pathlib.Path(__file__).resolve().parent.parent.glob("_cuda*.so"))
     if built:
         torch.ops.load_library(str(built[0]))
-        return torch.ops.gigpo_fast_C.enter_packed
+        return Kernels(torch.ops.gigpo_fast_C.enter_packed, torch.ops.gigpo_fast_C.rehash_packed)
     compile_kernel = getattr(torch.cuda, "_compile_kernel", None)
     if compile_kernel is None:
         raise RuntimeError("this torch has no NVRTC wrapper (torch.cuda._compile_kernel) and no _cuda library was built")
     text = source()
     with torch.cuda.device(index):
-        fingerprint, enter = (compile_kernel(text, name) for name in KERNELS)
+        return from_functions(*[compile_kernel(text, name) for name in KERNELS])
 
-    def launch(settings, data, starts, lengths, labels, fingerprints, table, first_row, slot_of_row, gave_up, grid):
+
+def from_functions(fingerprint, fingerprint_long, enter, enter_long, rehash) -> Kernels:
+    """The two steps from kernels that are called as torch's wrapper calls them, with grid, block and args."""
+
+    def run_enter(settings, data, starts, lengths, labels, fingerprints, table, first_row, slots, long_rows, counters, grid):
         shape = {"grid": (grid, 1, 1), "block": (THREADS, 1, 1)}
-        fingerprint(**shape, args=[settings, data, starts, lengths, fingerprints])
-        enter(**shape, args=[settings, data, starts, lengths, labels, fingerprints, table, first_row, slot_of_row, gave_up])
+        states = [settings, data, starts, lengths]
+        places = [*states, labels, fingerprints, table, first_row, slots, counters]
+        fingerprint(**shape, args=[*states, fingerprints, long_rows, counters])
+        fingerprint_long(**shape, args=[*states, fingerprints, long_rows, counters])
+        enter(**shape, args=places)
+        enter_long(**shape, args=[*places, long_rows])
 
-    return launch
+    def run_rehash(settings, data, starts, lengths, slots, fingerprints, grid):
+        rehash(grid=(grid, 1, 1), block=(THREADS, 1, 1), args=[settings, data, starts, lengths, slots, fingerprints])
+
+    return Kernels(run_enter, run_rehash)

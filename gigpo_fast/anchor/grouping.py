@@ -1,6 +1,6 @@
 """States to group ids: the public function, from checked arguments to the result, with invalid rows and other ranks put back in."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from .. import checks
 from ..types import StateGroups
 from . import rows as inputs
+from .keyed import keyed
 from .labels import group_of_valid
 from .paths import group_rows, path
 
@@ -21,6 +22,7 @@ def group_states(
     states: Any,  # S states: list or tuple of Python values, NumPy array (S, ...), tensor (S, ...), or (values, offsets) tensors
     group: Sequence | Tensor | None = None,  # (S,) label of each step's task: str, int or any hashable; None is one group
     *,
+    key: Callable[[Any], Any] | None = None,  # a function of one state; what it returns is compared in the state's place
     valid: Tensor | Sequence[bool] | None = None,  # (S,) bool; a row that is not valid gets id -1, whatever it holds
     verify: str = "bytes",
     process_group: Any = None,
@@ -36,19 +38,26 @@ def group_states(
     floats count by their bits (NaN equals itself, -0.0 is not 0.0). A pair of tensors (values, offsets) holds states of different
     lengths: state i is values[offsets[i] : offsets[i + 1]]. Lists and arrays give ids on the CPU, tensors on their own device.
 
+    `key` takes out what differs although the state does not, for example anchor.normalise.digits(after="moves:"); `diagnose` proposes
+    one. It must return a value of the kinds above and depend on its argument alone: it is called once for each distinct text, and not
+    on rows that are not valid. With a key ids are on the CPU.
+
     verify="bytes" compares the bytes of states whose fingerprints agree. verify="fingerprint" trusts the keyed 128-bit fingerprint
     where a path uses one: among 1e9 honest states, some pair agrees by chance with probability 1.5e-21.
     `process_group`: ids across ranks, as if the ranks' rows stood one after the other; `first_row` and `counts` are then global too.
-    Every distinct state of a rank travels to all ranks. None groups the rows of this process.
+    Fingerprints travel, and of the states only those whose fingerprint came twice. None groups the rows of this process.
 
     Returns StateGroups(ids (S,), first_row (G,), counts (G,)), all int64; ids are dense and numbered by first occurrence.
-    Raises TypeError for float labels and values without an encoding; ValueError for lengths that differ and offsets that fall.
+    Raises TypeError for float labels and values (of states or keys) without an encoding; ValueError for lengths that differ, offsets
+    that fall, and keys that fail.
     Source: GiGPO, arXiv 2505.10978, equation 6.
     """
     if verify not in VERIFY:
         checks.fail("group_states", "verify", f"one of {VERIFY}", verify, 'use "bytes" unless a fingerprint is proof enough')
     size = inputs.size(states)
     usable = _checked_valid(valid, size)
+    if key is not None:
+        states = keyed(states, key, None if usable is None else usable.tolist())
     rows = inputs.read(states, usable)
     labels = group_of_valid(group, size, usable)
     labels = None if labels is None else labels.to(rows.device)
@@ -58,7 +67,7 @@ def group_states(
     if process_group is not None:
         from .exchange import across_ranks
 
-        found = across_ranks(states, group, found, process_group)
+        found = across_ranks(states, group, found, process_group, hash_bits=_debug_hash_bits)
     return found
 
 

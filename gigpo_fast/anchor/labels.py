@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from . import sorting
-from .paths import group_rows
+from . import paths, sorting
 from .rows import Objects, read
 
 FIX = "label groups by integers or strings"
@@ -45,14 +44,17 @@ def _number(function: str, name: str, labels: Any) -> Tensor:
         labels = torch.from_numpy(labels) if labels.dtype.kind in "iufb" else labels.tolist()
     if isinstance(labels, Tensor):
         checks.tensor(function, name, labels, shape=(None,), dtypes=checks.INTEGERS, fix=f"{FIX}; floats are rounded and never safe")
-        return group_rows(read(labels.to(torch.int64), None), None).ids
+        return paths.group_rows(read(labels.to(torch.int64), None), None).ids
+    found = paths.group_text(labels, None) if isinstance(labels, list) else None
+    if found is not None:
+        return found.ids
     inexact = (float, bool) if numpy is None else (float, bool, numpy.floating, numpy.bool_)
     types = set(map(type, labels))
     if any(issubclass(kind, inexact) for kind in types):
         row = next(row for row, label in enumerate(labels) if isinstance(label, inexact))
         checks.fail(function, f"{name}[{row}]", "str, int or another exact hashable", labels[row], FIX, error=TypeError)
     if all(issubclass(kind, (str, bytes)) for kind in types):
-        return group_rows(Objects(list(labels)), None).ids
+        return paths.group_rows(Objects(list(labels)), None).ids
     try:
         return sorting.number_keys(list(labels)).ids
     except TypeError as error:

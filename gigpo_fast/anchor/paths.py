@@ -4,16 +4,14 @@ Every path gives the same ids: dense, numbered by first occurrence, decided by b
 or hash seed, and a path is chosen for speed alone.
 """
 
-import functools
-import os
-
 import torch
 from torch import Tensor
 
-from .. import backend, checks
+from .. import backend
 from ..types import StateGroups
 from . import sorting
-from .rows import Objects, Packed
+from .hash_key import hash_key
+from .rows import FixedWidth, Objects, Packed, encoded
 
 
 def path(device: torch.device | str = "cpu") -> tuple[str, str | None]:
@@ -30,29 +28,34 @@ def path(device: torch.device | str = "cpu") -> tuple[str, str | None]:
     return "torch", backend.why_not_native(device) if backend.requested() == "auto" else f"backend {backend.requested()!r} was asked for"
 
 
-def group_rows(rows: Objects | Packed, labels: Tensor | None, *, bytes_decide: bool = True, hash_bits: int = 128) -> StateGroups:
+def group_rows(
+    rows: Objects | Packed | FixedWidth, labels: Tensor | None, *, bytes_decide: bool = True, hash_bits: int = 128
+) -> StateGroups:
     """Group rows on the path of their device; labels (S,) int64 on that device, or None for one group."""
     name, _ = path(rows.device)
+    key = hash_key()._replace(bits=hash_bits)
+    if isinstance(rows, Objects):
+        found = group_text(rows.items, labels, bytes_decide=bytes_decide, hash_bits=hash_bits)
+        if found is not None:
+            return found
+        rows = encoded(rows)
     if name == "native":
         from . import native
 
-        return native.group(rows, labels, bytes_decide=bytes_decide, seed=_seed(), hash_bits=hash_bits)
+        group = native.group_list if isinstance(rows, Objects) else native.group
+        return group(rows.items if isinstance(rows, Objects) else rows, labels, bytes_decide=bytes_decide, key=key)
+    rows = rows.packed() if isinstance(rows, FixedWidth) else rows
     if name == "cuda":
         from . import cuda
 
-        found = cuda.group(rows, labels, bytes_decide=bytes_decide, seed=_seed(), hash_bits=hash_bits)
-        if found is not None:
-            return found
-    return sorting.group(rows, labels, seed=_seed(), hash_bits=hash_bits)
+        return cuda.group(rows, labels, bytes_decide=bytes_decide, key=key)
+    return sorting.group(rows, labels, key=key)
 
 
-@functools.cache
-def _seed() -> int:
-    # Drawn per process, so that nobody can prepare colliding states; ids never depend on it. The variable repeats a timing problem.
-    given = os.environ.get("GIGPO_FAST_HASH_SEED")
-    if given is None:
-        return int.from_bytes(os.urandom(8), "little", signed=True)
-    try:
-        return (int(given, 0) + 2**63) % 2**64 - 2**63
-    except ValueError:
-        checks.fail("group_states", "GIGPO_FAST_HASH_SEED", "an integer", given, "unset it or correct it")
+def group_text(items: list, labels: Tensor | None, *, bytes_decide: bool = True, hash_bits: int = 128) -> StateGroups | None:
+    """Group a list of str and bytes; None if it holds anything else, or if no path here reads objects in place."""
+    if path("cpu")[0] != "native":
+        return None
+    from . import native
+
+    return native.group_list(items, labels, bytes_decide=bytes_decide, key=hash_key()._replace(bits=hash_bits))

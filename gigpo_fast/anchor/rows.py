@@ -1,12 +1,12 @@
-"""What `group_states` may be given, reduced to two forms: Python objects in a list, or bytes in one flat buffer.
+"""What `group_states` may be given, reduced to three forms: Python objects in a list, or rows of one flat buffer, equally long or not.
 
-A list of str and bytes stays as it is, because reading the objects where they lie is cheaper than any copy. Everything else ends as
-`Packed`: row i is `data[starts[i] : starts[i] + lengths[i]]`. Rows that are not valid are dropped here, so whatever they hold, of
-whatever type, cannot matter further on.
+A list of str and bytes stays as it is, because reading the objects where they lie is cheaper than any copy. Rows that are not valid are
+dropped here, so whatever they hold, of whatever type, cannot matter further on.
 """
 
 import itertools
 import sys
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -21,9 +21,10 @@ ENCODABLE = "made of None, bool, int, float, str, bytes, tuple, list, dict, NumP
 
 
 class Objects(NamedTuple):
-    """States as a list of str and bytes objects."""
+    """States as a list of objects, of any type until `encoded` has seen them."""
 
     items: list
+    valid: Tensor | None = None  # which rows the items were, for messages; None is all
 
     @property
     def device(self) -> torch.device:
@@ -31,7 +32,7 @@ class Objects(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """States as ranges of one buffer; ranges may overlap and leave gaps."""
+    """States as ranges of one buffer, data[starts[i] : starts[i] + lengths[i]]; ranges may overlap and leave gaps."""
 
     data: Tensor  # (N,) uint8, contiguous
     starts: Tensor  # (S,) int64, bytes
@@ -40,6 +41,23 @@ class Packed(NamedTuple):
     @property
     def device(self) -> torch.device:
         return self.data.device
+
+
+class FixedWidth(NamedTuple):
+    """States of one length that lie one after the other: this form needs no memory beside the states."""
+
+    data: Tensor  # (count * width,) uint8, contiguous
+    count: int
+    width: int  # bytes
+
+    @property
+    def device(self) -> torch.device:
+        return self.data.device
+
+    def packed(self) -> Packed:
+        """The same as ranges."""
+        starts = torch.arange(self.count, device=self.device, dtype=torch.int64) * self.width
+        return Packed(self.data, starts, torch.full_like(starts, self.width))
 
 
 def is_ragged(states: Any) -> bool:
@@ -61,8 +79,8 @@ def size(states: Any) -> int:
     checks.fail(FUNCTION, "states", EXPECTED, got, "convert it to one of these", error=TypeError)
 
 
-def read(states: Any, valid: Tensor | None) -> "Objects | Packed":
-    """The valid rows of `states` in one of the two forms."""
+def read(states: Any, valid: Tensor | None) -> Objects | Packed | FixedWidth:
+    """The valid rows of `states` in one of the three forms."""
     if is_ragged(states):
         values, offsets = states
         scale = values.element_size() * (values[:1].numel() if values.shape[0] else 1)
@@ -75,22 +93,23 @@ def read(states: Any, valid: Tensor | None) -> "Objects | Packed":
             states = states.tolist() if states.ndim == 1 else list(states)
         else:
             return _select(_fixed_width(_numpy_bytes(states), states.shape[0]), valid)
-    return _read_list(states, None if valid is None else valid.tolist())
+    items = states if valid is None and isinstance(states, list) else list(states if valid is None else _compressed(states, valid))
+    return Objects(items, valid)
 
 
-def _read_list(states: list | tuple, valid: list[bool] | None) -> "Objects | Packed":
-    items = states if valid is None and isinstance(states, list) else list(states if valid is None else itertools.compress(states, valid))
-    types = set(map(type, items))
+def encoded(rows: Objects) -> Objects | FixedWidth:
+    """The same states as str and bytes objects, or, if all are small integers, as numbers in a buffer."""
+    types = set(map(type, rows.items))
     if all(issubclass(kind, (str, bytes)) for kind in types):
-        return Objects(items)
-    if types == {int} and -(2**63) <= min(items) and max(items) < 2**63:  # the encoder takes any size
-        return _fixed_width(_bytes_of(torch.tensor(items, dtype=torch.int64)), len(items))
-    encoded = []
-    for number, item in enumerate(items):
+        return rows
+    if types == {int} and -(2**63) <= min(rows.items) and max(rows.items) < 2**63:  # the encoder takes any size
+        return _fixed_width(_bytes_of(torch.tensor(rows.items, dtype=torch.int64)), len(rows.items))
+    states = []
+    for number, item in enumerate(rows.items):
         try:
-            encoded.append(encode(item))
+            states.append(encode(item))
         except Unsupported as error:
-            row = number if valid is None else list(itertools.compress(itertools.count(), valid))[number]
+            row = number if rows.valid is None else list(_compressed(itertools.count(), rows.valid))[number]
             checks.fail(
                 FUNCTION,
                 f"states[{row}]",
@@ -99,20 +118,22 @@ def _read_list(states: list | tuple, valid: list[bool] | None) -> "Objects | Pac
                 "convert it, for example with str() or dataclasses.astuple()",
                 error=TypeError,
             )
-    return Objects(encoded)
+    return Objects(states)
 
 
-def _select(rows: Packed, valid: Tensor | None) -> Packed:
+def _compressed(values: Iterable, valid: Tensor) -> Iterator:
+    return itertools.compress(values, valid.tolist())
+
+
+def _select(rows: Packed | FixedWidth, valid: Tensor | None) -> Packed | FixedWidth:
     if valid is None:
         return rows
-    valid = valid.to(rows.device)
+    valid, rows = valid.to(rows.device), rows.packed() if isinstance(rows, FixedWidth) else rows
     return Packed(rows.data, rows.starts[valid], rows.lengths[valid])
 
 
-def _fixed_width(data: Tensor, count: int) -> Packed:
-    width = data.numel() // count if count else 0
-    starts = torch.arange(count, device=data.device, dtype=torch.int64) * width
-    return Packed(data, starts, torch.full_like(starts, width))
+def _fixed_width(data: Tensor, count: int) -> FixedWidth:
+    return FixedWidth(data, count, data.numel() // count if count else 0)
 
 
 def _bytes_of(values: Tensor) -> Tensor:

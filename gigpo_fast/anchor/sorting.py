@@ -6,22 +6,23 @@ states never produce, the words of the states themselves refine the classes, one
 """
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from ..segments import segment_ids, segment_min, sort_rows, to_rows
 from ..types import StateGroups
+from .hash_key import HashKey
 from .rows import Objects, Packed
 
 WORDS_AT_ONCE = 1 << 20  # 8 MiB of states; their byte indices take eight times that
 
 
-def group(rows: Objects | Packed, labels: Tensor | None, *, seed: int, hash_bits: int) -> StateGroups:
+def group(rows: Objects | Packed, labels: Tensor | None, *, key: HashKey) -> StateGroups:
     """Group the rows of one form; labels (S,) int64 on the rows' device, or None for one group. Bytes always decide."""
     if rows.device.type != "cpu":
-        return group_by_sorting(rows, labels, seed=seed, hash_bits=hash_bits)
+        return group_by_sorting(rows, labels, hashes=[fingerprints(rows, key)])
     items = rows.items if isinstance(rows, Objects) else _slices(rows)
     return number_keys(items if labels is None else list(zip(labels.tolist(), items)))
 
@@ -34,11 +35,17 @@ def number_keys(keys: list) -> StateGroups:
 
 def by_first_occurrence(classes: Tensor) -> StateGroups:
     """Renumber dense classes (S,) int64 by first occurrence."""
-    first = _first_rows(classes)
-    is_first = first == torch.arange(classes.numel(), device=classes.device)
+    return number_first_rows(_first_rows(classes))
+
+
+def number_first_rows(first: Tensor, found: int | None = None) -> StateGroups:
+    """Groups from the first row of each row's group, (S,) int64; `found` groups, if known, spares a wait for the device."""
+    rows = torch.arange(first.numel(), device=first.device)
+    is_first = first == rows
     ids = (is_first.cumsum(0) - 1)[first]
-    first_row = is_first.nonzero().squeeze(1)
-    return StateGroups(ids, first_row, torch.bincount(ids, minlength=first_row.numel()))
+    found = int(is_first.sum()) if found is None else found
+    first_row = rows.new_empty(found + 1).scatter_(0, torch.where(is_first, ids, found), rows)[:found]  # the last place is for the rest
+    return StateGroups(ids, first_row, rows.new_zeros(found).index_add_(0, ids, torch.ones_like(ids)))
 
 
 def _slices(rows: Packed) -> list[bytes]:
@@ -46,13 +53,15 @@ def _slices(rows: Packed) -> list[bytes]:
     return [data[start : start + length] for start, length in zip(rows.starts.tolist(), rows.lengths.tolist())]
 
 
-def group_by_sorting(rows: Packed, labels: Tensor | None, *, seed: int, hash_bits: int) -> StateGroups:
-    """The same for packed rows on any device, with torch's sort alone."""
+def group_by_sorting(rows: Packed, labels: Tensor | None, *, hashes: Iterable[Tensor]) -> StateGroups:
+    """The same for packed rows on any device, with torch's sort alone. `hashes` are columns (S,) int64 that equal states agree in."""
     classes = torch.zeros_like(rows.starts)
     if labels is not None:
         classes = _refine(classes, labels)
     classes = _refine(classes, rows.lengths)
-    filtered = _refine(classes, _fingerprints(rows, seed, hash_bits))
+    filtered = classes
+    for column in hashes:
+        filtered = _refine(filtered, column)
     if _differ_from_first(rows, filtered):
         longest = int(rows.lengths.max())
         for offset in range(0, longest, 8):
@@ -74,13 +83,13 @@ def _first_rows(classes: Tensor) -> Tensor:
     return segment_min(numbers, classes, classes.numel())[classes]
 
 
-def _fingerprints(rows: Packed, seed: int, hash_bits: int) -> Tensor:
+def fingerprints(rows: Packed, key: HashKey) -> Tensor:
     """A keyed sum over the words of a row, each mixed with its place. Integer sums do not depend on the order of the additions."""
     total = torch.zeros_like(rows.starts)
     for row, place, word in _words(rows):
-        total.index_add_(0, row, _mix(word ^ _mix(place + seed)))
+        total.index_add_(0, row, _mix(word ^ _mix(place + key.seed)))
     total = _mix(total)
-    return total if hash_bits >= 64 else total & ((1 << hash_bits) - 1)
+    return total if key.bits >= 64 else total & ((1 << key.bits) - 1)
 
 
 def _differ_from_first(rows: Packed, classes: Tensor) -> bool:

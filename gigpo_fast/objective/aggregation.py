@@ -18,6 +18,8 @@ class Aggregation(Block):
     """A block that weighs tokens and counts what they are averaged over."""
 
     zero_at_zero_advantage: ClassVar[bool] = True
+    known_on_policy: ClassVar[bool] = True
+    counts: ClassVar[str] = "something of its own"  # what the denominator counts: aggregations that count the same may share it
     needs_lengths: ClassVar[bool] = False  # the weight of a token depends on its sequence's length
 
     def weights(self, mask: Tensor, sequences: Sequences | None, dtype: torch.dtype) -> Tensor:
@@ -33,6 +35,8 @@ class Aggregation(Block):
 class TokenMean(Aggregation):
     """Every trained token counts the same (DAPO, arXiv 2503.14476). Denominator: trained tokens."""
 
+    counts: ClassVar[str] = "tokens"
+
     def count(self, mask: Tensor, sequences: Sequences | None) -> Tensor:
         return mask.sum()
 
@@ -41,11 +45,14 @@ class TokenMean(Aggregation):
 class TokenSum(Aggregation):
     """The plain sum over trained tokens. Denominator: 1."""
 
+    counts: ClassVar[str] = "nothing"
+
     def count(self, mask: Tensor, sequences: Sequences | None) -> Tensor:
         return torch.ones((), device=mask.device)
 
 
 class _SequenceMean(Aggregation):
+    counts: ClassVar[str] = "sequences"
     needs_sequences: ClassVar[bool] = True
 
     def count(self, mask: Tensor, sequences: Sequences | None) -> Tensor:
@@ -59,7 +66,10 @@ class SequenceMeanTokenSum(_SequenceMean):
 
 @dataclasses.dataclass(frozen=True)
 class SequenceMeanTokenMean(_SequenceMean):
-    """Mean over a sequence's tokens, then over sequences (GRPO, arXiv 2402.03300). Denominator: sequences with a trained token."""
+    """Mean over a sequence's tokens, then over sequences (GRPO, arXiv 2402.03300). Denominator: sequences with a trained token.
+
+    With sequence_ids that number the prompts it is the token mean of each prompt's group, averaged over prompts.
+    """
 
     needs_lengths: ClassVar[bool] = True
 

@@ -9,18 +9,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..segments import segment_sum
+from ..collectives import largest_over_ranks, sum_over_ranks
+from ..segments import segment_ids, segment_sum, to_rows
 
 
 class Sequences(NamedTuple):
     """Which sequence each token belongs to, and how many trained tokens each sequence has."""
 
     ids: Tensor  # (n,) int64 in 0 .. len(lengths) - 1
-    lengths: Tensor  # (bound,) float, trained tokens of each sequence; 0 for numbers that are not in use
+    lengths: Tensor  # (bound,) float, trained tokens of each whole sequence; 0 for numbers that are not in use
+    group_name: str = ""  # the ranks over which these sequences are cut; "": every sequence is here as far as it matters
 
     def sums(self, values: Tensor) -> Tensor:
-        """(bound,) sum of `values` (n,) over each sequence, deterministic on every device."""
-        return segment_sum(values, self.ids, self.lengths.shape[0])
+        """(bound,) sum of `values` (n,) over each sequence, deterministic on every device, over all ranks that have a part."""
+        return sum_over_ranks(segment_sum(values, self.ids, self.lengths.shape[0]), self.group_name)
 
     def means(self, values: Tensor) -> Tensor:
         """(n,) for each token the mean of `values` over its sequence."""
@@ -45,6 +47,56 @@ class TokenBatch(NamedTuple):
         old = self.log_probs.detach() if self.old_log_probs is None else self.old_log_probs
         return self.log_probs - old
 
+    def old(self) -> Tensor:
+        """(n,) log-probs of the old policy; on-policy the policy's own, as constants."""
+        return self.log_probs.detach() if self.old_log_probs is None else self.old_log_probs
+
+    def trained(self) -> Tensor:
+        """(n,) bool, which tokens are trained."""
+        return torch.ones_like(self.log_probs, dtype=torch.bool) if self.mask is None else self.mask
+
+    def count(self) -> Tensor:
+        """0-dim, how many tokens are trained."""
+        return self.total(torch.ones_like(self.advantages))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """0-dim, the mean over trained tokens; of none at all 0."""
+        return self.total(values) / self.count().clamp(min=1)
+
+    def sequence_sums(self, values: Tensor) -> Tensor:
+        """(n,) for each token the sum of `values` over the trained tokens of its sequence."""
+        values = values if self.mask is None else torch.where(self.mask, values, 0)
+        return self.sequences.sums(values).index_select(0, self.sequences.ids)
+
+    def sequence_means(self, values: Tensor) -> Tensor:
+        """(n,) for each token the mean of `values` over the trained tokens of its sequence."""
+        return self.sequence_sums(values) / self.sequence_lengths()
+
+    def sequence_largest(self, values: Tensor) -> Tensor:
+        """(n,) for each token the largest of `values` over the trained tokens of its sequence; -inf if there is none."""
+        values = values if self.mask is None else torch.where(self.mask, values, float("-inf"))
+        largest = values.new_full(self.sequences.lengths.shape, float("-inf"))
+        largest = largest.scatter_reduce(0, self.sequences.ids, values, "amax")
+        return largest_over_ranks(largest, self.sequences.group_name).index_select(0, self.sequences.ids)
+
+    def sequence_lengths(self) -> Tensor:
+        """(n,) for each token how many trained tokens its sequence has; at least 1."""
+        return self.sequences.lengths.clamp(min=1).to(self.advantages.dtype).index_select(0, self.sequences.ids)
+
+    def label_sums(self, values: Tensor, labels: Tensor) -> Tensor:
+        """(n,) for each token the sum of `values` over the trained tokens with the same label (any integers).
+
+        Labels are known to one rank alone, so ValueError where sequences are cut over ranks.
+        """
+        if self.sequences is not None and self.sequences.group_name:
+            raise ValueError(
+                "objective: segment_ids and group_ids must lie on one rank, got sequences that are cut over ranks; "
+                "use ratios and levels of tokens or sequences there"
+            )
+        values = values if self.mask is None else torch.where(self.mask, values, 0)
+        ids = dense_labels(labels)
+        return segment_sum(values, ids, ids.shape[0]).index_select(0, ids)
+
     def total(self, values: Tensor) -> Tensor:
         """Sum over the trained tokens; what an untrained token holds cannot matter."""
         return (values if self.mask is None else torch.where(self.mask, values, 0)).sum()
@@ -52,7 +104,7 @@ class TokenBatch(NamedTuple):
     def take(self, rows: Tensor | slice) -> "TokenBatch":
         """The batch of some tokens (packed). Sequence lengths stay those of whole sequences."""
         pick = lambda value: None if value is None else value[rows]  # noqa: E731
-        sequences = None if self.sequences is None else Sequences(self.sequences.ids[rows], self.sequences.lengths)
+        sequences = None if self.sequences is None else self.sequences._replace(ids=self.sequences.ids[rows])
         return TokenBatch(
             pick(self.log_probs),
             pick(self.entropy),
@@ -64,3 +116,9 @@ class TokenBatch(NamedTuple):
             {name: value[rows] for name, value in self.extras.items()},
             pick(self.mask),
         )
+
+
+def dense_labels(labels: Tensor) -> Tensor:
+    """(n,) int64, numbers 0, 1, ... for the values of `labels` (n,) in increasing order: addresses for sums, whatever the labels are."""
+    order = torch.argsort(labels, stable=True)
+    return to_rows(segment_ids(order, labels), order)

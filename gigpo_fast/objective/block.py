@@ -9,6 +9,8 @@ import ast
 import dataclasses
 import enum
 import importlib
+import math
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 _classes: dict[str, type["Block"]] = {}
@@ -26,8 +28,11 @@ class Block:
     """Base of all blocks. Subclasses are `@dataclasses.dataclass(frozen=True)` and hold numbers, booleans, None or blocks."""
 
     scope: ClassVar[Scope] = Scope.TOKEN
+    known_on_policy: ClassVar[bool] = False  # where every ratio is exactly 1, its share of dL/dratio needs no log-prob
     zero_at_zero_advantage: ClassVar[bool] = False  # value and gradient vanish where all advantages of the scope are 0
     needs_sequences: ClassVar[bool] = False
+    needs_entropy: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ()  # names in `extras`
     _key: ClassVar[str]
 
@@ -38,6 +43,37 @@ class Block:
             key += "'"
         _classes[key] = cls
         cls._key = key
+
+
+def declare(block: Block, parts: Iterable[Block | None], **own: Any) -> None:
+    """Declare of a composite what follows from its parts: the widest scope, all that they need and read; `own` overrides."""
+    parts = [part for part in parts if part is not None]
+    found = {
+        "scope": max((part.scope for part in parts), default=Scope.TOKEN),
+        "known_on_policy": all(part.known_on_policy for part in parts),
+        "zero_at_zero_advantage": all(part.zero_at_zero_advantage for part in parts),
+        "needs_sequences": any(part.needs_sequences for part in parts),
+        "needs_entropy": any(part.needs_entropy for part in parts),
+        "needs_reference": any(part.needs_reference for part in parts),
+        "reads": tuple(dict.fromkeys(name for part in parts for name in part.reads)),
+    }
+    for name, value in {**found, **own}.items():
+        object.__setattr__(block, name, value)
+
+
+def check_number(
+    block: str, name: str, value: Any, *, low: float = -math.inf, high: float = math.inf, above: float | None = None, none: bool = False
+) -> float | None:
+    """`value` as a float, or ValueError unless it is a number in [low, high] (above `above`, if given), or None where `none` allows it."""
+    if none and value is None:
+        return None
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+    if not number or (above is not None and not value > above):
+        least = f"> {above}" if above is not None else f">= {low}"
+        bounds = [least] * (above is not None or low > -math.inf) + [f"<= {high}"] * (high < math.inf)
+        wanted = " ".join(["a number", " and ".join(bounds)]).rstrip() + (" or None" if none else "")
+        raise ValueError(f"{block}: {name} must be {wanted}, got {value!r}")
+    return float(value)
 
 
 def write(value: Any, numbers: list[float]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from .batch import TokenBatch
 from .block import read
 from .measure import measure
-from .policy import PolicyObjective, token_terms
+from .policy import PolicyObjective, TokenTerms, token_terms
 
 _AUTOGRAD_KEYS = ("AutogradFunctionality", "AutogradCPU", "AutogradCUDA", "AutogradOther", "AutogradPrivateUse1")
 
@@ -48,8 +48,11 @@ def objective_from(structure: str, numbers: tuple[float, ...]) -> PolicyObjectiv
     return read(structure, numbers)
 
 
-def differentiate(objective: PolicyObjective, batch: TokenBatch, denominator: Tensor) -> Differentiated:
-    """Evaluate `objective` and differentiate it in log_probs and entropy (packed batch, inside an op)."""
+def differentiate(objective: PolicyObjective, batch: TokenBatch, denominator: Tensor, part: slice | None = None) -> Differentiated:
+    """Evaluate `objective` and differentiate it in log_probs and entropy (packed batch, inside an op).
+
+    With `part`, results are of those tokens only; the others are there because the part's coefficients need their advantages.
+    """
     with local_autograd():
         log_probs = batch.log_probs.detach().requires_grad_()
         entropy = None if batch.entropy is None else batch.entropy.detach().requires_grad_()
@@ -61,5 +64,9 @@ def differentiate(objective: PolicyObjective, batch: TokenBatch, denominator: Te
     zeros = torch.zeros_like(log_probs, requires_grad=False)
     d_log_probs = zeros if found[0] is None else found[0]
     d_entropy = zeros if entropy is None or found[1] is None else found[1]
+    if part is not None:
+        batch, terms = batch.take(part), TokenTerms(*(None if term is None else term[part] for term in terms))
+        d_log_probs, d_entropy = d_log_probs[part], d_entropy[part]
+        loss = terms.loss.sum()
     skipped = (d_log_probs == 0) & (d_entropy == 0)  # NaN is not equal to 0: it is kept, not skipped
     return Differentiated(loss.detach(), d_log_probs, d_entropy, measure(objective, batch, terms, denominator, skipped=skipped))

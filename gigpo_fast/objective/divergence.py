@@ -9,7 +9,6 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from .batch import TokenBatch
 from .block import Block
 
 
@@ -23,10 +22,13 @@ class Estimator(Block):
 
 @dataclasses.dataclass(frozen=True)
 class K1(Estimator):
-    """x: unbiased, can be negative; its gradient alone has expectation 0."""
+    """x: unbiased, can be negative; its gradient alone has expectation 0. x is clamped to +-input_clip, if given."""
+
+    input_clip: float | None = None
 
     def value(self, log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
-        return log_probs - ref_log_probs
+        x = log_probs - ref_log_probs
+        return x if self.input_clip is None else x.clamp(-self.input_clip, self.input_clip)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +41,13 @@ class AbsoluteKL(Estimator):
 
 @dataclasses.dataclass(frozen=True)
 class K2(Estimator):
-    """x^2 / 2: biased, its gradient is that of the true divergence on-policy."""
+    """x^2 / 2: biased, its gradient is that of the true divergence on-policy. x is clamped to +-input_clip, if given."""
+
+    input_clip: float | None = None
 
     def value(self, log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
-        return 0.5 * (log_probs - ref_log_probs).square()
+        x = log_probs - ref_log_probs
+        return 0.5 * (x if self.input_clip is None else x.clamp(-self.input_clip, self.input_clip)).square()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,32 +80,53 @@ class StraightThrough(Estimator):
 
 
 @dataclasses.dataclass(frozen=True)
-class KLPenalty(Block):
-    """coefficient * k(log_prob, ref_log_prob), added to every trained token.
+class Reversed(Estimator):
+    """An estimator with its arguments exchanged: of KL(anchor || policy), from tokens that the anchor drew."""
 
-    `importance_weighted` multiplies by the ratio, gradient included (the unbiased estimate of DeepSeek-V3.2, arXiv 2512.02556).
-    With `own_mask` the penalty applies only where extras["kl_mask"] (bool) is True; tokens must be trained all the same.
+    estimator: Estimator = K1()
+
+    def value(self, log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
+        return self.estimator.value(ref_log_probs, log_probs)
+
+
+@dataclasses.dataclass(frozen=True)
+class BinaryKL(Estimator):
+    """p log(p / q) + (1 - p) log((1 - p) / (1 - q)): the divergence between "this token" and "any other", never negative.
+
+    p = pi(token), q = pi_ref(token). 1 - p and 1 - q are kept above 1e-8, so that a certain token has a finite value; a
+    log-prob above 0 by more than rounding is no probability and gives NaN.
     """
 
-    coefficient: float
-    estimator: Estimator = K3()
-    importance_weighted: bool = False
-    own_mask: bool = False
+    def value(self, log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
+        rest_p, rest_q = (-torch.expm1(torch.where(value > 1e-4, float("nan"), value)) for value in (log_probs, ref_log_probs))
+        rest_p, rest_q = rest_p.clamp(min=1e-8), rest_q.clamp(min=1e-8)
+        return torch.exp(log_probs) * (log_probs - ref_log_probs) + rest_p * (torch.log(rest_p) - torch.log(rest_q))
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.coefficient, (int, float)) or not self.coefficient >= 0:
-            raise ValueError(f"KLPenalty: coefficient must be a number >= 0, got {self.coefficient!r}; GiGPO uses 0.01")
-        if not isinstance(self.estimator, Estimator):
-            raise TypeError(
-                f"KLPenalty: estimator must be a divergence estimator such as K3(), got {self.estimator!r}; see gigpo_fast.objective"
-            )
-        object.__setattr__(self, "coefficient", float(self.coefficient))
-        object.__setattr__(self, "reads", ("kl_mask",) if self.own_mask else ())
 
-    def loss(self, batch: TokenBatch, log_ratio: Tensor) -> tuple[Tensor, Tensor]:
-        """(n,) the penalty and (n,) the bare estimate."""
-        estimate = self.estimator.value(batch.log_probs, batch.ref_log_probs)
-        if self.own_mask:
-            estimate = torch.where(batch.extras["kl_mask"], estimate, 0)
-        weighted = torch.exp(log_ratio) * estimate if self.importance_weighted else estimate
-        return self.coefficient * weighted, estimate
+@dataclasses.dataclass(frozen=True)
+class TotalVariation(Estimator):
+    """|p - q|: how far this token's probability moved, its share (twice over) of the total variation distance."""
+
+    def value(self, log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
+        return (torch.exp(log_probs) - torch.exp(ref_log_probs)).abs()
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbabilityDifference(Estimator):
+    """p - q, signed: a one-sided gate's statistic (prime-rl)."""
+
+    def value(self, log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
+        return torch.exp(log_probs) - torch.exp(ref_log_probs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Detached(Estimator):
+    """The estimate as a constant: with an importance weight it has the score-function gradient of the divergence and no other.
+
+    KLPenalty(c, Detached(K1()), importance_weighted=True, anchor="teacher") is on-policy distillation: the reverse divergence as a reward.
+    """
+
+    estimator: Estimator = K1()
+
+    def value(self, log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
+        return self.estimator.value(log_probs, ref_log_probs).detach()

@@ -28,6 +28,7 @@ def measure(
         "approx_kl": (-usable.total(terms.log_ratio), tokens),
         "ratio_clamped_fraction": (count(terms.clamped), tokens),
         "skipped_fraction": (tokens.new_zeros(()) if skipped is None else count(skipped), tokens),
+        "two_pass_fraction": (tokens.new_zeros(()), tokens),  # who recomputes adds how many
     }
     if terms.ref_kl is not None:
         means["ref_kl"] = (usable.total(terms.ref_kl), tokens)

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from .aggregation import Aggregation, TokenMean
 from .batch import TokenBatch
-from .block import Block, write
-from .divergence import KLPenalty
-from .entropy import EntropyBonus
+from .block import Block, declare, write
+from .entropy import EntropyTerm
+from .penalty import Penalty
 from .ratio import Ratio, TokenRatio
 from .surrogate import Clip, Surrogate
 from .weighting import Weighting
@@ -18,44 +18,41 @@ from .weighting import Weighting
 
 @dataclasses.dataclass(frozen=True)
 class PolicyObjective(Block):
-    """A policy loss as a composition of blocks. Blocks that are None add nothing and cost nothing."""
+    """A policy loss as a composition of blocks. Blocks that are None add nothing and cost nothing.
+
+    `divergence` may be a tuple of penalties; `weighting` is a factor of the whole term (for the policy term alone see Weighted).
+    """
 
     ratio: Ratio = TokenRatio()
     surrogate: Surrogate = Clip()
-    divergence: KLPenalty | None = None
+    divergence: Penalty | tuple[Penalty, ...] | None = None
     weighting: Weighting | None = None
-    entropy_bonus: EntropyBonus | None = None
+    entropy_bonus: EntropyTerm | None = None
     aggregation: Aggregation = TokenMean()
 
     def __post_init__(self) -> None:
         kinds = {
             "ratio": Ratio,
             "surrogate": Surrogate,
-            "divergence": KLPenalty,
+            "divergence": Penalty,
             "weighting": Weighting,
-            "entropy_bonus": EntropyBonus,
+            "entropy_bonus": EntropyTerm,
             "aggregation": Aggregation,
         }
+        penalties = self.divergence if isinstance(self.divergence, tuple) else (self.divergence,) if self.divergence is not None else ()
         optional = {"divergence", "weighting", "entropy_bonus"}
         for name, kind in kinds.items():
-            value = getattr(self, name)
-            if not isinstance(value, kind) and not (value is None and name in optional):
-                raise TypeError(
-                    f"PolicyObjective: {name} must be a {kind.__name__} block, got {value!r}; see gigpo_fast.objective for those there are"
-                )
+            for value in penalties if name == "divergence" else (getattr(self, name),):
+                if not isinstance(value, kind) and not (value is None and name in optional):
+                    shown = "KLPenalty" if kind is Penalty else kind.__name__
+                    raise TypeError(
+                        f"PolicyObjective: {name} must be a {shown} block, got {value!r}; see gigpo_fast.objective for those there are"
+                    )
         numbers: list[float] = []
-        blocks = [block for block in (getattr(self, name) for name in kinds) if block is not None]
-        for name, value in {
-            "structure": write(self, numbers),
-            "numbers": torch.tensor(numbers, dtype=torch.float64),
-            "scope": max(block.scope for block in blocks),
-            "zero_at_zero_advantage": all(block.zero_at_zero_advantage for block in blocks),
-            "needs_sequences": any(block.needs_sequences for block in blocks),
-            "needs_entropy": self.entropy_bonus is not None,
-            "needs_reference": self.divergence is not None,
-            "reads": tuple(dict.fromkeys(name for block in blocks for name in block.reads)),
-        }.items():
-            object.__setattr__(self, name, value)
+        blocks = [self.ratio, self.surrogate, *penalties, self.weighting, self.entropy_bonus, self.aggregation]
+        structure = write(self, numbers)
+        numbers = torch.tensor(numbers, dtype=torch.float64)
+        declare(self, blocks, structure=structure, numbers=numbers, penalties=penalties)
 
 
 class TokenTerms(NamedTuple):
@@ -66,7 +63,7 @@ class TokenTerms(NamedTuple):
     log_ratio: Tensor  # (n,) what approx_kl is minus the mean of
     clamped: Tensor  # (n,) bool, the log-ratio left its bounds
     dropped: Tensor  # (n,) bool, an infinite log-prob took the token out of the policy term
-    ref_kl: Tensor | None  # (n,)
+    ref_kl: Tensor | None  # (n,) the first penalty's estimate
 
 
 def token_terms(objective: PolicyObjective, batch: TokenBatch) -> TokenTerms:
@@ -84,15 +81,23 @@ def token_terms(objective: PolicyObjective, batch: TokenBatch) -> TokenTerms:
     log_ratio = objective.ratio.log_ratio(usable)
     loss = torch.where(dropped, 0, objective.surrogate.loss(usable, log_ratio))
 
-    ref_kl = None
-    if objective.divergence is not None:
-        penalty, ref_kl = objective.divergence.loss(batch, log_ratio)
-        loss = loss + penalty
+    ref_kl, apart = None, None  # apart: penalties with an aggregation of their own
+    for penalty in objective.penalties:
+        value, estimate = penalty.loss(batch, log_ratio, usable)
+        ref_kl = estimate if ref_kl is None else ref_kl
+        if penalty.aggregation is None:
+            loss = loss + value
+        else:
+            value = value * penalty.token_weights(batch, objective.aggregation)
+            apart = value if apart is None else apart + value
     if objective.entropy_bonus is not None:
         loss = loss + objective.entropy_bonus.loss(batch)
     if objective.weighting is not None:
-        loss = loss * objective.weighting.factor(batch)
+        factor = objective.weighting.factor(usable).detach()
+        loss, apart = loss * factor, None if apart is None else apart * factor
     loss = loss * batch.token_weights
+    if apart is not None:
+        loss = loss + apart
     if batch.mask is not None:
         loss = torch.where(batch.mask, loss, 0)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The importance ratio pi / pi_old: per token, per sequence, or none."""
+"""The importance ratio pi / pi_old: per token, segment or sequence, or none."""
 
 import dataclasses
 from typing import ClassVar
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .batch import TokenBatch
-from .block import Block, Scope
+from .block import Block, Scope, check_number
 
 Bound = float | tuple[float, float] | None
 
@@ -17,6 +17,7 @@ class Ratio(Block):
 
     log_ratio_clip: Bound
     zero_at_zero_advantage: ClassVar[bool] = True
+    known_on_policy: ClassVar[bool] = True
 
     def unclamped(self, batch: TokenBatch) -> Tensor:
         """(n,) log-ratio of each token, differentiable in log_probs."""
@@ -88,3 +89,60 @@ class NoRatio(Ratio):
 
     def unclamped(self, batch: TokenBatch) -> Tensor:
         return batch.log_probs - batch.log_probs.detach()
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceProductRatio(Ratio):
+    """rho = exp(sum over the sequence of log_prob - old_log_prob): the sequence's own ratio (RLOO, arXiv 2402.14740).
+
+    `token_clip` clamps each token's log-ratio first, `log_ratio_clip` their sum.
+    """
+
+    log_ratio_clip: Bound = 20.0
+    token_clip: float | None = None
+    scope: ClassVar[Scope] = Scope.SEQUENCE
+    needs_sequences: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "token_clip", check_number("SequenceProductRatio", "token_clip", self.token_clip, above=0, none=True))
+
+    def unclamped(self, batch: TokenBatch) -> Tensor:
+        log_ratio = batch.log_ratio()
+        return batch.sequence_sums(log_ratio if self.token_clip is None else log_ratio.clamp(-self.token_clip, self.token_clip))
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentRatio(Ratio):
+    """rho = exp(mean over the token's segment of log_prob - old_log_prob): one ratio a turn (ROLL's "segment").
+
+    extras["segment_ids"] (int64) names the segment; a segment lies within one sequence. The gradient goes through the mean.
+    """
+
+    log_ratio_clip: Bound = 20.0
+    scope: ClassVar[Scope] = Scope.SEQUENCE
+    needs_sequences: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = ("segment_ids",)
+
+    def unclamped(self, batch: TokenBatch) -> Tensor:
+        labels = batch.extras["segment_ids"]
+        lengths = batch.label_sums(torch.ones_like(batch.advantages), labels).clamp(min=1)
+        return batch.label_sums(batch.log_ratio(), labels) / lengths
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutRatio(Ratio):
+    """rho_t = exp(clamp(log_prob_t - rollout_log_prob_t)): the policy against the engine that sampled, no old policy between (prime-rl).
+
+    Reads extras["rollout_log_probs"].
+    """
+
+    log_ratio_clip: Bound = 20.0
+    reads: ClassVar[tuple[str, ...]] = ("rollout_log_probs",)
+    known_on_policy: ClassVar[bool] = False
+
+    def unclamped(self, batch: TokenBatch) -> Tensor:
+        return batch.log_probs - batch.extras["rollout_log_probs"]
+
+    def token_log_ratio(self, batch: TokenBatch) -> Tensor:
+        return self.log_ratio(batch)

@@ -36,7 +36,7 @@ class Clip(Surrogate):
     """L = max(-rho A, -clip(rho, 1 - low, 1 + high) A): PPO (arXiv 1707.06347, equation 7), asymmetric as in DAPO (arXiv 2503.14476).
 
     `dual` > 1 bounds the loss of a bad action: where A < 0, L = min(L, -dual A) (arXiv 1912.09729, equation 5).
-    `ceiling` bounds the ratio itself before anything else, rho = min(rho, ceiling): the two-sided `delta` of arXiv 2505.07291.
+    `ceiling` bounds the unclipped side, L = max(-min(rho, ceiling) A, ...): the two-sided `delta` of arXiv 2505.07291.
     """
 
     low: float = 0.2
@@ -44,6 +44,7 @@ class Clip(Surrogate):
     dual: float | None = None
     ceiling: float | None = None
     zero_at_zero_advantage: ClassVar[bool] = True
+    known_on_policy: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.low <= 1 or not self.high >= 0:
@@ -54,10 +55,9 @@ class Clip(Surrogate):
             raise ValueError(f"Clip: ceiling must be > 0 or None, got {self.ceiling!r}; it bounds the ratio, for example 4.0")
 
     def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
-        ratio = self._bounded(torch.exp(log_ratio))
-        advantages = batch.advantages
+        ratio, advantages = torch.exp(log_ratio), batch.advantages
         clipped = torch.clamp(ratio, 1 - self.low, 1 + self.high)
-        loss = torch.maximum(-advantages * ratio, -advantages * clipped)
+        loss = torch.maximum(-advantages * self._bounded(ratio), -advantages * clipped)
         if self.dual is not None:
             loss = torch.where(advantages < 0, torch.minimum(loss, -self.dual * advantages), loss)
         return loss
@@ -79,6 +79,12 @@ class Reinforce(Surrogate):
     """L = -A log_prob: REINFORCE (Williams 1992) and GPG (arXiv 2504.02546). Reads no ratio."""
 
     zero_at_zero_advantage: ClassVar[bool] = True
+    known_on_policy: ClassVar[bool] = True
 
     def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
         return -batch.advantages * batch.log_probs
+
+
+def by_sign(good: Tensor, positive: float, negative: float, like: Tensor) -> Tensor:
+    """(n,) `positive` where good, `negative` elsewhere, in like's dtype: torch.where of two floats would round them to float32."""
+    return torch.where(good, torch.full_like(like, positive), torch.full_like(like, negative))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import metrics
-from ..objective import K3, Clip, PolicyObjective, TokenBatch, TokenRatio
+from ..objective import K3, Clip, EntropyBonus, KLPenalty, PolicyObjective, TokenBatch, TokenRatio
 from ..objective.differentiate import Differentiated
 
 
@@ -16,8 +16,12 @@ def twin_options(objective: PolicyObjective) -> dict[str, float | None] | None:
     """The keywords of kernels.clip_loss.clip_rows_forward for this objective, or None if it is not of the family."""
     divergence = objective.divergence
     known = type(objective.ratio) is TokenRatio and type(objective.surrogate) is Clip and objective.weighting is None
-    if divergence is not None:
-        known &= type(divergence.estimator) is K3 and not divergence.importance_weighted and not divergence.own_mask
+    known &= objective.entropy_bonus is None or type(objective.entropy_bonus) is EntropyBonus
+    if divergence is not None:  # a plain penalty: no anchor, mask or aggregation of its own
+        known &= type(divergence) is KLPenalty and type(divergence.estimator) is K3
+        known = known and divergence == KLPenalty(divergence.coefficient, divergence.estimator)
+    if known and objective.surrogate.ceiling is not None:  # the kernel clips the bounded ratio: the same above the clip
+        known = objective.surrogate.ceiling >= 1 + objective.surrogate.high
     if not known:
         return None
     clip, (low, high) = objective.surrogate, objective.ratio.bounds()
@@ -45,10 +49,11 @@ def score_with_twin(
 ) -> tuple[Tensor, Tensor, Differentiated]:
     """(lse, entropy, value and coefficients) of a chunk of logits (n, V); `batch` (n,) lacks log_probs and entropy."""
     from ..kernels import clip_loss
+    from .rows_triton import config_for
 
-    rows = clip_loss.clip_rows_forward(
-        logits, token_ids, scale, tanh_in, batch.advantages, batch.old_log_probs, batch.ref_log_probs, batch.token_weights, **options
-    )
+    given = batch.advantages, batch.old_log_probs, batch.ref_log_probs, batch.token_weights
+    config = config_for("clip_rows_forward", logits, tanh_in)
+    rows = clip_loss.clip_rows_forward(logits, token_ids, scale, tanh_in, *given, **options, config=config)
     loss = rows.losses.sum()
     tokens = torch.full_like(loss, float(token_ids.shape[0]))
 

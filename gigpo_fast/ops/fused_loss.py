@@ -2,14 +2,15 @@
 
 Per chunk: gather rows -> GEMM -> row kernel (log-prob, entropy) -> objective (value, c = dL/dlog_prob, e = dL/dentropy)
 -> row kernel turns the logits into dlogits -> two GEMMs. That is 6NVH operations, because gradients form in the forward.
-Sequences that do not fit into a chunk are scored first and recomputed (8NVH).
+Sequences that do not fit into a chunk are scored first and recomputed (8NVH), unless every ratio is 1: then what a token
+takes from the others is known beforehand.
 """
 
 import torch
 from torch import Tensor
 
 from ..checks import compute_dtype
-from ..metrics import merge
+from ..metrics import merge, pack
 from ..objective.batch import TokenBatch
 from ..objective.block import Scope
 from ..objective.differentiate import Differentiated, differentiate, objective_from
@@ -17,8 +18,8 @@ from ..objective.policy import PolicyObjective
 from ..plan import order_tokens
 from .clip_twin import score_with_twin, twin_options
 from .gemm import head_logits, logits_buffer
-from .passes import Gradients, HeadTensors, ScoredRows, chunk_rows, held_dtype, recompute_backward, score, split
-from .rows import scores_on_gpu_kernels
+from .passes import Gradients, HeadTensors, ScoredRows, chunks_of, held_dtype, recompute_backward, score, split
+from .rows import rows_for, scores_on_gpu_kernels
 
 
 class FusedLoss:
@@ -40,15 +41,16 @@ class FusedLoss:
     ) -> None:
         self.objective, self.hidden, self.head, self.denominator = objective, hidden, head, denominator
         self.tokens, self.token_ids, self.scale, self.rows, self.n_backward = tokens, token_ids, scale, rows, n_backward
-        self.d_hidden = torch.zeros_like(hidden, dtype=held_dtype(hidden)) if need[0] else None
+        held = compute_dtype(hidden.dtype) if head.shards.group_name else held_dtype(hidden)  # the ranks' shares are still to be added
+        self.d_hidden = torch.zeros_like(hidden, dtype=held) if need[0] else None
         self.gradients, self.need = Gradients(need), need
-        self.buffer = logits_buffer(min(most, rows.shape[0]), head.weight)
+        self.most, self._buffer = most, None
         self.loss = hidden.new_zeros((), dtype=compute_dtype(hidden.dtype))
         self.metrics: list[Tensor] = []
         self.triton = scores_on_gpu_kernels(hidden.device)
         # Where every token of a stretch is trained, its hidden states are a view and need no gathering. Asking a GPU would wait for it.
-        self.contiguous = hidden.device.type == "cpu" and rows.shape[0] > 0 and bool((rows.diff() == 1).all())
-        self.twin = twin_options(objective) if self.triton else None
+        self.contiguous = not self.triton and hidden.device.type == "cpu" and rows.shape[0] > 0 and bool((rows.diff() == 1).all())
+        self.twin = twin_options(objective) if self.triton and not head.shards.group_name else None
 
     def d_weight(self) -> Tensor | None:
         """(V, H) compute dtype, zeros if nothing was added; None if not wanted."""
@@ -62,15 +64,24 @@ class FusedLoss:
             self.gradients.d_bias = torch.zeros_like(self.head.bias, dtype=self.loss.dtype)
         return self.gradients.d_bias
 
-    def one_pass(self, start: int, stop: int) -> None:
-        """Tokens start .. stop of the plan, complete in themselves: forward and backward from the same logits."""
+    def buffer(self) -> Tensor | None:
+        """The memory that chunks share for their logits, made when first wanted."""
+        if self._buffer is None:
+            self._buffer = logits_buffer(max(min(self.most, self.rows.shape[0]), self.head.fixed_rows), self.head.weight)
+        return self._buffer
+
+    def one_pass(self, start: int, stop: int, unit: tuple[int, int] | None = None) -> None:
+        """Tokens start .. stop of the plan: forward and backward from the same logits.
+
+        They are complete in themselves, or, on-policy, part of `unit`, whose other tokens matter by their advantages alone.
+        """
         hidden = self._hidden_of(start, stop)
         token_ids, scale = self.token_ids[start:stop], self.scale[start:stop]
         if self.twin is None:
-            logits, log_probs, lse, entropy = score(hidden, token_ids, scale, self.head, self.buffer)
-            c, e = self._evaluate(start, stop, log_probs, entropy)
+            logits, log_probs, lse, entropy, *_ = score(hidden, token_ids, scale, self.head, self.buffer())
+            c, e = self._evaluate(start, stop, log_probs, entropy, unit)
         else:
-            logits = head_logits(hidden, self.head.weight, self.head.bias, self.buffer)
+            logits = head_logits(hidden, self.head.weight, self.head.bias, self.buffer(), self.head.fixed_rows)
             batch = self.tokens.take(slice(start, stop))
             lse, entropy, result = score_with_twin(
                 self.objective, self.twin, logits, token_ids, scale, self.head.tanh_in, batch, self.denominator
@@ -84,27 +95,45 @@ class FusedLoss:
         d_hidden = self.gradients.add_chunk(logits, rows, self.head, active)
         self._store(d_hidden, start, stop, active)
 
-    def two_passes(self, start: int, stop: int, most: int, budget: int) -> None:
+    def two_passes(self, start: int, stop: int, budget: int) -> None:
         """Tokens that need each other and do not fit into one chunk: score all, evaluate, recompute."""
         scored = [
-            score(self._hidden_of(a, b), self.token_ids[a:b], self.scale[a:b], self.head, self.buffer)[1:]
-            for a, b in split(start, stop, most)
+            score(self._hidden_of(a, b), self.token_ids[a:b], self.scale[a:b], self.head, self.buffer())[1:4]
+            for a, b in split(start, stop, self.most)
         ]
-        log_probs, lse, entropy = (torch.cat(parts) for parts in zip(*scored))
+        none = (self.scale[:0], self.scale.new_empty((0, 2)), self.scale[:0])
+        log_probs, lse, entropy = (torch.cat(parts) for parts in zip(none, *scored))
         c, e = self._evaluate(start, stop, log_probs, entropy)
         active, stop = self._active(c, e, start, min(stop, self.n_backward))
         if stop <= start:
             return
-        self.buffer = None  # the recomputation has slabs of its own
+        self._buffer = None  # the recomputation has slabs of its own
         parts = (self.token_ids[start:stop], self.scale[start:stop], lse, entropy, c, e)
         parts = tuple(tensor[: stop - start] if active is None else tensor.index_select(0, active) for tensor in parts)
         rows = ScoredRows(self._hidden_of(start, stop, active), *parts)
+        recomputed = torch.full_like(self.loss, float(rows.hidden.shape[0]))
+        self.metrics.append(pack({}, {"two_pass_fraction": (recomputed, torch.zeros_like(recomputed))}, {}, recomputed))
         d_hidden = recompute_backward(rows, self.head, budget, self.need, d_weight=self.d_weight(), d_bias=self.d_bias())
         self._store(d_hidden, start, stop, active)
 
-    def _evaluate(self, start: int, stop: int, log_probs: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor]:
-        batch = self.tokens.take(slice(start, stop))._replace(log_probs=log_probs, entropy=entropy)
-        return self._record(differentiate(self.objective, batch, self.denominator))
+    def finished(self) -> "FusedLoss":
+        """Merge what the chunks measured, and add what other ranks' columns give d_hidden."""
+        self.metrics = [merge(self.metrics)]
+        self.head.shards.sum(self.d_hidden)
+        return self
+
+    def _evaluate(
+        self, start: int, stop: int, log_probs: Tensor, entropy: Tensor, unit: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if unit is None:
+            batch = self.tokens.take(slice(start, stop))._replace(log_probs=log_probs, entropy=entropy)
+            return self._record(differentiate(self.objective, batch, self.denominator))
+        first, last = unit
+        part = slice(start - first, stop - first)
+        scored = log_probs.new_zeros((2, last - first))  # any finite log-prob will do for the tokens around: their ratio is 1
+        scored[:, part] = torch.stack([log_probs, entropy])
+        batch = self.tokens.take(slice(first, last))._replace(log_probs=scored[0], entropy=scored[1])
+        return self._record(differentiate(self.objective, batch, self.denominator, part))
 
     def _record(self, result: Differentiated) -> tuple[Tensor, Tensor]:
         self.loss = self.loss + result.loss
@@ -155,18 +184,20 @@ def run(
     numbers: Tensor,
     need: list[bool],
     budget: int,
+    invariant: bool,
 ) -> FusedLoss:
     """Walk over a flat batch (everything (N, ...)); `rows` None makes the plan here."""
+    rows_for(hidden.device)  # a path that cannot run says so before the first parallel loop, which would hang in a forked child
     objective = objective_from(structure, tuple(numbers.tolist()))
     if rows is None:
         rows, n_backward, boundaries = order_tokens(mask, tokens.advantages, tokens.sequences, objective)
-    most = chunk_rows("linear_policy_loss", head.weight, budget)
+    head, most = chunks_of("linear_policy_loss", head, budget, invariant)
     fused = FusedLoss(
         objective,
         hidden,
         head,
         _in_plan_order(tokens, rows),
-        token_ids.index_select(0, rows),
+        token_ids.index_select(0, rows) - head.shards.first_column,
         scale.index_select(0, rows),
         rows,
         n_backward,
@@ -174,14 +205,20 @@ def run(
         need,
         most,
     )
+    if objective.scope == Scope.SEQUENCE and tokens.sequences.group_name:
+        fused.two_passes(0, rows.shape[0], budget)  # all ranks evaluate all their tokens at once, or their collectives would not meet
+        return fused.finished()
     for start, stop in _one_pass_chunks(objective, rows.shape[0], n_backward, boundaries, most):
         fused.one_pass(start, stop)
-    for start, stop in _two_pass_ranges(objective, rows.shape[0], boundaries, most):
-        fused.two_passes(start, stop, most, budget)
+    for start, stop in _units_that_do_not_fit(objective, rows.shape[0], boundaries, most):
+        if tokens.old_log_probs is None and objective.known_on_policy:
+            for a, b in split(start, stop, most):
+                fused.one_pass(a, b, (start, stop))
+        else:
+            fused.two_passes(start, stop, budget)
     if not fused.metrics:  # no trained token at all: the metrics of an empty batch
         fused._evaluate(0, 0, scale.new_empty(0), scale.new_empty(0))
-    fused.metrics = [merge(fused.metrics)]
-    return fused
+    return fused.finished()
 
 
 def _in_plan_order(tokens: TokenBatch, rows: Tensor) -> TokenBatch:
@@ -204,7 +241,7 @@ def _one_pass_chunks(objective: PolicyObjective, n: int, n_backward: int, bounda
     return chunks
 
 
-def _two_pass_ranges(objective: PolicyObjective, n: int, boundaries: Tensor | None, most: int) -> list[tuple[int, int]]:
+def _units_that_do_not_fit(objective: PolicyObjective, n: int, boundaries: Tensor | None, most: int) -> list[tuple[int, int]]:
     if objective.scope == Scope.TOKEN or n == 0:
         return []
     if objective.scope == Scope.BATCH:

@@ -19,8 +19,13 @@ def logits_buffer(rows: int, weight: Tensor) -> Tensor | None:
     return weight.new_empty((rows, weight.shape[0]), dtype=compute_dtype(weight.dtype)) if weight.device.type == "cpu" else None
 
 
-def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor | None = None) -> Tensor:
-    """(n, V) compute dtype: hidden (n, H) @ weight (V, H).T + bias (V,), in the first rows of `buffer` if there is one."""
+def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor | None = None, fixed_rows: int = 0) -> Tensor:
+    """(n, V) compute dtype: hidden (n, H) @ weight (V, H).T + bias (V,), in the first rows of `buffer` if there is one.
+
+    `fixed_rows` > 0: the product runs over that many rows, zeros below, so that a row's result does not depend on n.
+    """
+    if fixed_rows:
+        return head_logits(padded(hidden, fixed_rows), weight, bias, buffer)[: hidden.shape[0]]
     dtype = compute_dtype(weight.dtype)
     if weight.device.type != "cpu":
         logits = torch.mm(hidden, weight.t()) if weight.dtype == dtype else _low_precision_mm(hidden, weight.t())
@@ -35,8 +40,10 @@ def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, buffer: Ten
     return logits if bias is None else logits.add_(bias)
 
 
-def d_hidden_of(d_logits: Tensor, weight: Tensor) -> Tensor:
-    """(n, H) compute dtype: d_logits (n, V) @ weight (V, H)."""
+def d_hidden_of(d_logits: Tensor, weight: Tensor, fixed_rows: int = 0) -> Tensor:
+    """(n, H) compute dtype: d_logits (n, V) @ weight (V, H); `fixed_rows` as in `head_logits`."""
+    if fixed_rows:
+        return d_hidden_of(padded(d_logits, fixed_rows), weight)[: d_logits.shape[0]]
     dtype = compute_dtype(weight.dtype)
     if d_logits.dtype == weight.dtype == dtype:
         return torch.mm(d_logits, weight)
@@ -60,6 +67,13 @@ def add_d_weight(total: Tensor | None, d_logits: Tensor, hidden: Tensor, factor:
         product = _low_precision_mm(d_logits.t(), hidden)
     product = product if factor is None else product.mul_(factor)
     return product if total is None else total.add_(product)
+
+
+def padded(matrix: Tensor, rows: int) -> Tensor:
+    """`matrix` with zero rows below, contiguous and in memory as aligned as a new tensor: a library may choose its kernel by that."""
+    if matrix.shape[0] == rows and matrix.is_contiguous() and matrix.data_ptr() % 64 == 0:
+        return matrix
+    return torch.cat([matrix, matrix.new_zeros((rows - matrix.shape[0], matrix.shape[1]))])
 
 
 def slabs(columns: int) -> list[slice]:

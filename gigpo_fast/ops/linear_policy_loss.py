@@ -10,6 +10,7 @@ from ..objective.differentiate import objective_from
 from . import fused_loss
 from .guard import no_double_backward
 from .passes import HeadTensors, held_dtype
+from .shards import Shards
 
 
 @torch.library.custom_op("gigpo_fast::linear_policy_loss", mutates_args=())
@@ -36,17 +37,22 @@ def linear_policy_loss(
     numbers: Tensor,  # on the CPU
     need: list[bool],  # gradient of hidden, weight, bias
     budget: int,
+    invariant: bool,
+    weight_grad_out: Tensor | None,  # (V, H) compute dtype: where the backward adds d_weight, instead of returning it
+    group_name: str,  # of a vocabulary-parallel head, whose columns these are; "" for a whole head
+    columns: list[int],  # how many each rank has
+    sequence_group: str,  # of ranks over which sequences are cut, or ""
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(loss, metrics, d_hidden, d_weight, d_bias) for an upstream gradient of 1; a gradient not needed is empty."""
     names = objective_from(structure, tuple(numbers.tolist())).reads
-    sequences = None if sequence_ids is None else Sequences(sequence_ids, sequence_lengths)
+    sequences = None if sequence_ids is None else Sequences(sequence_ids, sequence_lengths, sequence_group)
     tokens = TokenBatch(
         advantages, None, advantages, old_log_probs, ref_log_probs, token_weights, sequences, dict(zip(names, extras)), None
     )
     with torch.autocast(hidden.device.type, enabled=False):
         fused = fused_loss.run(
             hidden,
-            HeadTensors(weight, bias, tanh_in),
+            HeadTensors(weight, bias, tanh_in, shards=Shards(group_name, columns)),
             token_ids,
             mask,
             rows,
@@ -59,12 +65,14 @@ def linear_policy_loss(
             numbers,
             need,
             budget,
+            invariant,
         )
     held = held_dtype(hidden)
-    d_weight = fused.d_weight().to(held_dtype(weight)) if need[1] else None
+    d_weight = fused.d_weight().to(_held_d_weight(weight, weight_grad_out)) if need[1] else None
+    d_hidden = fused.d_hidden.to(held) if need[0] else None
     d_bias = fused.d_bias().to(held_dtype(bias)) if need[2] else None
     empty = lambda value: hidden.new_empty(0, dtype=held) if value is None else value  # noqa: E731
-    return fused.loss.clone(), fused.metrics[0].clone(), empty(fused.d_hidden), empty(d_weight), empty(d_bias)
+    return fused.loss.clone(), fused.metrics[0].clone(), empty(d_hidden), empty(d_weight), empty(d_bias)
 
 
 @linear_policy_loss.register_fake
@@ -91,15 +99,25 @@ def _(
     numbers,
     need,
     budget,
+    invariant,
+    weight_grad_out,
+    group_name,
+    columns,
+    sequence_group,
 ):
-    def gradient(like: Tensor | None, needed: bool) -> Tensor:
+    def gradient(like: Tensor | None, needed: bool, dtype: torch.dtype | None = None) -> Tensor:
         if not needed:
             return hidden.new_empty(0, dtype=held_dtype(hidden))
-        return torch.empty_like(like, dtype=held_dtype(like), memory_format=torch.contiguous_format)
+        return torch.empty_like(like, dtype=dtype or held_dtype(like), memory_format=torch.contiguous_format)
 
     loss = hidden.new_empty((), dtype=compute_dtype(hidden.dtype))
     metrics = hidden.new_empty(SIZE, dtype=torch.float32)
-    return loss, metrics, gradient(hidden, need[0]), gradient(weight, need[1]), gradient(bias, need[2])
+    d_weight = gradient(weight, need[1], _held_d_weight(weight, weight_grad_out))
+    return loss, metrics, gradient(hidden, need[0]), d_weight, gradient(bias, need[2])
+
+
+def _held_d_weight(weight: Tensor, weight_grad_out: Tensor | None) -> torch.dtype:
+    return held_dtype(weight) if weight_grad_out is None else compute_dtype(weight.dtype)
 
 
 @torch.library.custom_op("gigpo_fast::linear_policy_loss_backward", mutates_args=())
@@ -132,7 +150,7 @@ def _last_use(d_loss: Tensor, held: Tensor) -> bool:
 
 
 def _setup(ctx, inputs, output):
-    ctx.need, ctx.extras = inputs[-2], len(inputs[16])
+    ctx.extras, ctx.need, ctx.weight_grad_out = len(inputs[16]), inputs[20], inputs[23]
     ctx.set_materialize_grads(False)  # no zeros the size of the weight for outputs that have no gradient
     _, metrics, d_hidden, d_weight, d_bias = output
     ctx.mark_non_differentiable(metrics, d_hidden, d_weight, d_bias)
@@ -142,12 +160,18 @@ def _setup(ctx, inputs, output):
 
 def _backward(ctx, d_loss, *_):
     saved = ctx.saved_tensors
+    need = ctx.need
+    if need[1] and ctx.weight_grad_out is not None:
+        with torch.no_grad():
+            ctx.weight_grad_out.addcmul_(saved[1], d_loss)
+        need = [need[0], False, need[2]]
+        saved = (saved[0], saved[1].new_empty(0), *saved[2:])
     if _last_use(d_loss, saved[0]):
-        found = [gradient.mul_(d_loss).to(like.dtype) if needed else None for gradient, like, needed in zip(saved[:3], saved[3:], ctx.need)]
+        found = [gradient.mul_(d_loss).to(like.dtype) if needed else None for gradient, like, needed in zip(saved[:3], saved[3:], need)]
     else:
         found = torch.ops.gigpo_fast.linear_policy_loss_backward(d_loss, *saved)
-    gradients = [gradient if needed else None for gradient, needed in zip(found, ctx.need)]
-    return *gradients, *(None,) * 13, [None] * ctx.extras, *(None,) * 5
+    gradients = [gradient if needed else None for gradient, needed in zip(found, need)]
+    return *gradients, *(None,) * 13, [None] * ctx.extras, *(None,) * 10
 
 
 linear_policy_loss.register_autograd(_backward, setup_context=_setup)

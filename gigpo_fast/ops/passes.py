@@ -14,8 +14,10 @@ from .. import checks
 from ..checks import compute_dtype
 from .gemm import SLAB_COLUMNS, add_d_weight, d_hidden_of, head_logits, logits_buffer
 from .rows import rows_for
+from .shards import WHOLE, Shards
 
 MINIMUM_ROWS = 16
+INVARIANT_ROWS = 256  # enough that a GEMM is efficient, and few enough that padding a short batch is cheap
 
 
 class HeadTensors(NamedTuple):
@@ -24,9 +26,11 @@ class HeadTensors(NamedTuple):
     weight: Tensor  # (V, H)
     bias: Tensor | None  # (V,)
     tanh_in: float  # logit_scale / softcap, 0.0 without softcap
+    fixed_rows: int = 0  # the rows of every GEMM, zero-padded, so that a row's results do not depend on the others; 0: as there are
+    shards: Shards = WHOLE  # which columns of a vocabulary-parallel head these are
 
     def columns(self, piece: slice) -> "HeadTensors":
-        return HeadTensors(self.weight[piece], None if self.bias is None else self.bias[piece], self.tanh_in)
+        return self._replace(weight=self.weight[piece], bias=None if self.bias is None else self.bias[piece])
 
 
 class ScoredRows(NamedTuple):
@@ -53,19 +57,28 @@ def default_budget(weight: Tensor) -> int:
     return max(1 << 30, 4096 * _bytes_per_row(weight))
 
 
-def chunk_rows(function: str, weight: Tensor, budget: int) -> int:
-    """How many rows a chunk may have within `budget` bytes; raises if not even a tile fits."""
-    fixed = SLAB_COLUMNS * weight.shape[1] * 4 if _upcasts(weight) else 0
-    rows = (budget - fixed) // _bytes_per_row(weight)
+def chunk_rows(function: str, head: HeadTensors, budget: int, copies: int = 1) -> int:
+    """How many rows a chunk may have within `budget` bytes, if each needs its memory `copies` times; raises if not even a tile fits."""
+    fixed = SLAB_COLUMNS * head.weight.shape[1] * 4 if _upcasts(head.weight) else 0
+    per_row = copies * _bytes_per_row(head.weight, head.shards.largest)
+    rows = (budget - fixed) // per_row
     if rows < MINIMUM_ROWS:
         checks.fail(
             function,
             "chunk_bytes",
-            f"at least {fixed + MINIMUM_ROWS * _bytes_per_row(weight)} bytes for {MINIMUM_ROWS} rows of this head",
+            f"at least {fixed + MINIMUM_ROWS * per_row} bytes for {MINIMUM_ROWS} rows of this head",
             budget,
             "raise it, or leave it None for the default",
         )
     return rows
+
+
+def chunks_of(function: str, head: HeadTensors, budget: int, invariant: bool) -> tuple[HeadTensors, int]:
+    """(head, most rows of a chunk). With `invariant` the head is set to fixed rows, and a chunk may hold padded copies."""
+    if not invariant:
+        return head, chunk_rows(function, head, budget)
+    most = min(INVARIANT_ROWS, chunk_rows(function, head, budget, copies=2))
+    return head._replace(fixed_rows=most), most
 
 
 def split(start: int, stop: int, most: int) -> list[tuple[int, int]]:
@@ -77,10 +90,12 @@ def split(start: int, stop: int, most: int) -> list[tuple[int, int]]:
 
 def score(
     hidden: Tensor, token_ids: Tensor, scale: Tensor, head: HeadTensors, buffer: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(logits (m, V), log_probs (m,), lse (m, 2), entropy (m,)) of one chunk; the logits live in `buffer` until the next chunk."""
-    logits = head_logits(hidden, head.weight, head.bias, buffer)
-    return logits, *rows_for(hidden.device).rows_forward(logits, token_ids, scale, head.tanh_in)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(logits (m, V), log_probs (m,), lse (m, 2), entropy (m,), squared (m,)) of one chunk; the logits live in `buffer` until the next."""
+    rows = rows_for(hidden.device)  # before the product, which would hang where this raises
+    logits = head_logits(hidden, head.weight, head.bias, buffer, head.fixed_rows)
+    found = rows.rows_forward(logits, token_ids, scale, head.tanh_in)
+    return logits, *head.shards.together(token_ids, found)
 
 
 def d_logits_of(
@@ -122,7 +137,7 @@ class Gradients:
         if self.need_d_bias:
             d_bias = _scaled(d_logits.sum(0, dtype=compute_dtype(head.weight.dtype)), factor)
             self.d_bias = d_bias if self.d_bias is None else self.d_bias.add_(d_bias)
-        return _scaled(d_hidden_of(d_logits, head.weight), factor) if self.need_d_hidden else None
+        return _scaled(d_hidden_of(d_logits, head.weight, head.fixed_rows), factor) if self.need_d_hidden else None
 
 
 def recompute_backward(
@@ -136,13 +151,16 @@ def recompute_backward(
     m, vocabulary = rows.hidden.shape[0], head.weight.shape[0]
     dtype = compute_dtype(head.weight.dtype)
     d_hidden = rows.hidden.new_zeros(rows.hidden.shape, dtype=dtype) if need[0] else None
-    width, height = _slab_shape(head.weight, budget)
-    buffer = logits_buffer(min(m, height), head.weight[:width])
+    width, height = _slab_shape(head.weight, budget // 2 if head.fixed_rows else budget)
+    if head.fixed_rows:
+        height = min(height, head.fixed_rows)
+        head = head._replace(fixed_rows=height)
+    buffer = logits_buffer(max(min(m, height), head.fixed_rows), head.weight[:width])
     for left, right in split(0, vocabulary, width):
         piece, slab = head.columns(slice(left, right)), Gradients(need)
         for top, bottom in split(0, m, height):
             block = ScoredRows(*(tensor[top:bottom] for tensor in rows))
-            logits = head_logits(block.hidden, piece.weight, piece.bias, buffer)
+            logits = head_logits(block.hidden, piece.weight, piece.bias, buffer, piece.fixed_rows)
             part = slab.add_chunk(logits, block._replace(token_ids=block.token_ids - left), piece, None)
             if part is not None:
                 d_hidden[top:bottom] += part
@@ -176,8 +194,8 @@ def _upcasts(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16)
 
 
-def _bytes_per_row(weight: Tensor) -> int:
-    vocabulary, hidden = weight.shape
+def _bytes_per_row(weight: Tensor, columns: int = 0) -> int:
+    vocabulary, hidden = max(columns, weight.shape[0]), weight.shape[1]
     compute = compute_dtype(weight.dtype).itemsize
     d_logits = weight.dtype.itemsize if weight.device.type != "cpu" and weight.dtype.itemsize < compute else 0
     return vocabulary * (compute + d_logits) + hidden * (compute + weight.dtype.itemsize)

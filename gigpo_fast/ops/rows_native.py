@@ -19,12 +19,13 @@ def rows_forward(
     token_ids: Tensor,  # (n,) int64; outside [0, V): log-prob NaN
     scale: Tensor,  # (n,) float32, float64 for float64 logits: logit_scale, softcap and temperature in one factor
     tanh_in: float,  # 1 / softcap, or 0.0 for none
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(log_probs (n,), lse (n, 2), entropy (n,)) of softmax over the transformed logits z, in the dtype of `scale`, in nats.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(log_probs (n,), lse (n, 2), entropy (n,), squared (n,)) of softmax over the transformed logits z, in the dtype of `scale`, in nats.
 
         z = scale[:, None] * (torch.tanh(tanh_in * logits) if tanh_in else logits)
         log_p = torch.log_softmax(z, 1)
-        log_p.gather(1, token_ids[:, None])[:, 0], (z.amax(1), log(sum(exp(z - max)))), -(log_p.exp() * log_p).nan_to_num(0).sum(1)
+        log_p.gather(1, token_ids[:, None])[:, 0], (z.amax(1), log(sum(exp(z - max)))), -(log_p.exp() * log_p).nan_to_num(0).sum(1),
+        log_p.exp().square().sum(1)
 
     Logits of -inf have probability 0; a row of only -inf, a NaN or (without softcap) a +inf in a row give NaN. Arithmetic is float32
     (float64 for float64), sums are carried in float64 between blocks of 2048 columns. Raises ValueError or TypeError for a wrong shape,
@@ -98,7 +99,7 @@ def _ops() -> Any:
     @torch.library.register_fake("gigpo_fast_C::rows_forward")
     def _(logits, token_ids, scale, tanh_in, isa=-1):
         n = logits.shape[0]
-        return scale.new_empty(n), scale.new_empty((n, 2)), scale.new_empty(n)
+        return scale.new_empty(n), scale.new_empty((n, 2)), scale.new_empty(n), scale.new_empty(n)
 
     @torch.library.register_fake("gigpo_fast_C::rows_backward")
     def _(logits, token_ids, scale, tanh_in, lse, entropy, d_log_probs, d_entropy, source_rows, out, isa=-1):

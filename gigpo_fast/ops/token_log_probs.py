@@ -6,17 +6,18 @@ from torch import Tensor
 from ..checks import compute_dtype
 from .gemm import logits_buffer
 from .guard import no_double_backward
-from .passes import HeadTensors, ScoredRows, chunk_rows, recompute_backward, score, split
+from .passes import HeadTensors, ScoredRows, chunks_of, recompute_backward, score, split
 from .rows import rows_for
+from .shards import Shards
 
-_Saved = tuple[Tensor, Tensor, Tensor]
+_Found = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @torch.library.custom_op("gigpo_fast::token_log_probs", mutates_args=())
-def token_log_probs(logits: Tensor, token_ids: Tensor, scale: Tensor, tanh_in: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(log_probs (n,), entropy (n,), lse (n, 2)) of logits (n, V)."""
-    log_probs, lse, entropy = rows_for(logits.device).rows_forward(_unit_stride(logits), token_ids, scale, tanh_in)
-    return log_probs, entropy, lse
+def token_log_probs(logits: Tensor, token_ids: Tensor, scale: Tensor, tanh_in: float) -> _Found:
+    """(log_probs (n,), entropy (n,), lse (n, 2), sum of squared probabilities (n,)) of logits (n, V); the last two carry no gradient."""
+    log_probs, lse, entropy, squared = rows_for(logits.device).rows_forward(_unit_stride(logits), token_ids, scale, tanh_in)
+    return log_probs, entropy, lse, squared
 
 
 @token_log_probs.register_fake
@@ -45,12 +46,12 @@ no_double_backward(_logits_backward, "token_log_probs")
 
 def _setup_logits(ctx, inputs, output):
     logits, token_ids, scale, ctx.tanh_in = inputs
-    _, entropy, lse = output
-    ctx.mark_non_differentiable(lse)
+    _, entropy, lse, squared = output
+    ctx.mark_non_differentiable(lse, squared)
     ctx.save_for_backward(logits, token_ids, scale, entropy, lse)
 
 
-def _backward_logits(ctx, d_log_probs, d_entropy, _):
+def _backward_logits(ctx, d_log_probs, d_entropy, *_):
     logits, token_ids, scale, entropy, lse = ctx.saved_tensors
     d_logits = torch.ops.gigpo_fast.token_log_probs_backward(
         d_log_probs, d_entropy, logits, token_ids, scale, ctx.tanh_in, entropy.detach(), lse
@@ -63,23 +64,33 @@ token_log_probs.register_autograd(_backward_logits, setup_context=_setup_logits)
 
 @torch.library.custom_op("gigpo_fast::linear_token_log_probs", mutates_args=())
 def linear_token_log_probs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, token_ids: Tensor, scale: Tensor, tanh_in: float, budget: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(log_probs (n,), entropy (n,), lse (n, 2)) of hidden (n, H) x head; logits live for one chunk only."""
-    head = HeadTensors(weight, bias, tanh_in)
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    token_ids: Tensor,
+    scale: Tensor,
+    tanh_in: float,
+    budget: int,
+    invariant: bool,
+    group_name: str,
+    columns: list[int],
+) -> _Found:
+    """As `token_log_probs`, of hidden (n, H) x head; logits live for one chunk only."""
+    shards = Shards(group_name, columns)
+    head, most = chunks_of("linear_token_log_probs", HeadTensors(weight, bias, tanh_in, shards=shards), budget, invariant)
+    token_ids = token_ids - shards.first_column
     n = hidden.shape[0]
-    log_probs, entropy, lse = _empty_rows(scale, n)
+    log_probs, entropy, lse, squared = _empty_rows(scale, n)
     with torch.autocast(hidden.device.type, enabled=False):
-        most = chunk_rows("linear_token_log_probs", weight, budget)
-        buffer = logits_buffer(min(most, n), weight)
+        buffer = logits_buffer(max(min(most, n), head.fixed_rows), weight)
         for start, stop in split(0, n, most):
             _, *found = score(hidden[start:stop], token_ids[start:stop], scale[start:stop], head, buffer)
-            log_probs[start:stop], lse[start:stop], entropy[start:stop] = found
-    return log_probs, entropy, lse
+            log_probs[start:stop], lse[start:stop], entropy[start:stop], squared[start:stop] = found
+    return log_probs, entropy, lse, squared
 
 
 @linear_token_log_probs.register_fake
-def _(hidden, weight, bias, token_ids, scale, tanh_in, budget):
+def _(hidden, weight, bias, token_ids, scale, tanh_in, budget, invariant, group_name, columns):
     return _empty_rows(scale, hidden.shape[0])
 
 
@@ -97,9 +108,13 @@ def _linear_backward(
     lse: Tensor,
     need: list[bool],
     budget: int,
-) -> _Saved:
+    invariant: bool,
+    group_name: str,
+    columns: list[int],
+) -> tuple[Tensor, Tensor, Tensor]:
     """(d_hidden, d_weight, d_bias); logits are recomputed, rows whose upstream gradients are both 0 are left out on a CPU."""
-    rows = ScoredRows(hidden, token_ids, scale, lse, entropy, d_log_probs.contiguous(), d_entropy.contiguous())
+    shards = Shards(group_name, columns)
+    rows = ScoredRows(hidden, token_ids - shards.first_column, scale, lse, entropy, d_log_probs.contiguous(), d_entropy.contiguous())
     places = None
     if hidden.device.type == "cpu":
         wanted = (d_log_probs != 0) | (d_entropy != 0)
@@ -109,7 +124,8 @@ def _linear_backward(
     d_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format) if need[1] else None
     d_bias = torch.zeros_like(bias, dtype=compute_dtype(bias.dtype)) if need[2] else None
     with torch.autocast(hidden.device.type, enabled=False):
-        found = recompute_backward(rows, HeadTensors(weight, bias, tanh_in), budget, need, d_weight=d_weight, d_bias=d_bias)
+        head, _ = chunks_of("linear_token_log_probs", HeadTensors(weight, bias, tanh_in, shards=shards), budget, invariant)
+        found = shards.sum(recompute_backward(rows, head, budget, need, d_weight=d_weight, d_bias=d_bias))
     empty = hidden.new_empty(0)
     d_hidden = empty
     if need[0]:
@@ -118,7 +134,7 @@ def _linear_backward(
 
 
 @_linear_backward.register_fake
-def _(d_log_probs, d_entropy, hidden, weight, bias, token_ids, scale, tanh_in, entropy, lse, need, budget):
+def _(d_log_probs, d_entropy, hidden, weight, bias, token_ids, scale, tanh_in, entropy, lse, need, budget, invariant, group_name, columns):
     like = lambda value, needed: torch.empty_like(value, memory_format=torch.contiguous_format) if needed else hidden.new_empty(0)  # noqa: E731
     return like(hidden, need[0]), like(weight, need[1]), like(bias, need[2])
 
@@ -127,26 +143,26 @@ no_double_backward(_linear_backward, "linear_token_log_probs")
 
 
 def _setup_linear(ctx, inputs, output):
-    hidden, weight, bias, token_ids, scale, ctx.tanh_in, ctx.budget = inputs
-    _, entropy, lse = output
-    ctx.mark_non_differentiable(lse)
+    hidden, weight, bias, token_ids, scale, ctx.tanh_in, *ctx.how = inputs
+    _, entropy, lse, squared = output
+    ctx.mark_non_differentiable(lse, squared)
     ctx.save_for_backward(hidden, weight, bias, token_ids, scale, entropy, lse)
 
 
-def _backward_linear(ctx, d_log_probs, d_entropy, _):
+def _backward_linear(ctx, d_log_probs, d_entropy, *_):
     hidden, weight, bias, token_ids, scale, entropy, lse = ctx.saved_tensors
     need = list(ctx.needs_input_grad[:3])
     found = torch.ops.gigpo_fast.linear_token_log_probs_backward(
-        d_log_probs, d_entropy, hidden, weight, bias, token_ids, scale, ctx.tanh_in, entropy.detach(), lse, need, ctx.budget
+        d_log_probs, d_entropy, hidden, weight, bias, token_ids, scale, ctx.tanh_in, entropy.detach(), lse, need, *ctx.how
     )
-    return *(gradient if needed else None for gradient, needed in zip(found, need)), None, None, None, None
+    return *(gradient if needed else None for gradient, needed in zip(found, need)), *(None,) * 7
 
 
 linear_token_log_probs.register_autograd(_backward_linear, setup_context=_setup_linear)
 
 
-def _empty_rows(scale: Tensor, n: int) -> _Saved:
-    return scale.new_empty(n), scale.new_empty(n), scale.new_empty((n, 2))
+def _empty_rows(scale: Tensor, n: int) -> _Found:
+    return scale.new_empty(n), scale.new_empty(n), scale.new_empty((n, 2)), scale.new_empty(n)
 
 
 def _unit_stride(logits: Tensor) -> Tensor:

@@ -70,11 +70,14 @@ def gigpo_advantages(
     step_weight=1.0,
     scale=None,
     statistics=None,
+    min_trajectories=1,
+    first_visit=False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A = A^E + step_weight A^S (GiGPO, Eq. 8); returns A, A^E, A^S and the step returns."""
     statistics = statistics or DEFAULTS
     rewards, trajectory, group, anchor = _numbers(rewards), _labels(trajectory), _labels(group), _labels(anchor)
     valid = _valid(valid, rewards)
+    times = _labels(step) if step is not None else list(range(len(rewards)))
     if step_returns is None:
         step_returns = discounted_returns(rewards, trajectory, gamma=gamma, step=step, valid=valid)
     if episode_scores is None:  # R(tau), undiscounted
@@ -86,9 +89,15 @@ def gigpo_advantages(
     micro = torch.zeros(len(rewards), dtype=torch.float64)
     met = [used and state != -1 for used, state in zip(valid, anchor)]
     for rows in _groups(list(zip(group, anchor)), met):  # Eq. 6: the steps of one task in one state; Eq. 7
-        mean, deviation = _moments([returns[row] for row in rows], statistics)
+        earliest = {}  # trajectory -> its first visit to the state
+        for row in sorted(rows, key=lambda row: times[row]):
+            earliest.setdefault(trajectory[row], row)
+        visits = list(earliest.values()) if first_visit else rows
+        if len(earliest) < min_trajectories or len(visits) < 2:
+            continue
+        mean, deviation = _moments([returns[row] for row in visits], statistics)
         for row in rows:
-            micro[row] = _standardised(returns[row], mean, deviation, scale, statistics) if len(rows) > 1 else 0.0
+            micro[row] = _standardised(returns[row], mean, deviation, scale, statistics)
     return episode + step_weight * micro, episode, micro, torch.tensor(returns, dtype=torch.float64)
 
 

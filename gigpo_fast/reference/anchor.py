@@ -6,8 +6,11 @@ import struct
 import torch
 
 
-def group_states(states, group=None, valid=None):
-    """states: S Python values, arrays or tensors; group: S labels or None; valid: S bools or None. Returns (ids, first_row, counts)."""
+def group_states(states, group=None, valid=None, key=None):
+    """states: S Python values, arrays or tensors; group: S labels or None; valid: S bools or None; key: a function of one state or None.
+
+    Returns (ids, first_row, counts).
+    """
     number, ids, first_row, counts = {}, [], [], []
     for row, state in enumerate(states):
         if valid is not None and not bool(valid[row]):
@@ -15,13 +18,13 @@ def group_states(states, group=None, valid=None):
             continue
         label = None if group is None else group[row]
         label = label.item() if isinstance(label, torch.Tensor) else label
-        key = (label, identity(state))
-        if key not in number:
-            number[key] = len(number)
+        place = (label, identity(state if key is None else key(state)))
+        if place not in number:
+            number[place] = len(number)
             first_row.append(row)
             counts.append(0)
-        ids.append(number[key])
-        counts[number[key]] += 1
+        ids.append(number[place])
+        counts[number[place]] += 1
     return torch.tensor(ids, dtype=torch.int64), torch.tensor(first_row, dtype=torch.int64), torch.tensor(counts, dtype=torch.int64)
 
 

@@ -1,4 +1,7 @@
-"""Log-probs and entropies as the softmax defines them: plain torch, differentiable by autograd, in the dtype it is given."""
+"""Log-probs, entropies and sums of squared probabilities as the softmax defines them.
+
+Plain torch, differentiable by autograd, in the dtype it is given.
+"""
 
 import torch
 from torch import Tensor
@@ -18,6 +21,26 @@ def token_log_probs(
     z is the logits times logit_scale, then softcap * tanh(z / softcap), then divided by the temperature; columns from
     vocab_size on are removed.
     """
+    log_p = _log_softmax(logits, temperature, logit_scale, softcap, vocab_size)
+    possible = log_p > float("-inf")
+    surprise = torch.where(possible, log_p, 0.0)
+    entropy = -(surprise.exp() * possible * surprise).sum(-1)
+    return log_p.gather(-1, token_ids.long().unsqueeze(-1)).squeeze(-1), entropy
+
+
+def sum_squared_probs(
+    logits: Tensor,  # (..., V)
+    *,
+    temperature: float | Tensor = 1.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    vocab_size: int | None = None,
+) -> Tensor:
+    """(...): sum_v p_v^2 of the same p as in `token_log_probs`."""
+    return _log_softmax(logits, temperature, logit_scale, softcap, vocab_size).exp().pow(2).sum(-1)
+
+
+def _log_softmax(logits: Tensor, temperature: float | Tensor, logit_scale: float, softcap: float | None, vocab_size: int | None) -> Tensor:
     z = logits * logit_scale
     if softcap is not None:
         z = softcap * torch.tanh(z / softcap)
@@ -26,11 +49,7 @@ def token_log_probs(
         z = z[..., :vocab_size]
     # Subtracting the maximum changes nothing in exact arithmetic; it is a constant, so that no gradient goes through it.
     shifted = z - z.detach().amax(-1, keepdim=True)
-    log_p = shifted - shifted.exp().sum(-1, keepdim=True).log()
-    possible = log_p > float("-inf")
-    surprise = torch.where(possible, log_p, 0.0)
-    entropy = -(surprise.exp() * possible * surprise).sum(-1)
-    return log_p.gather(-1, token_ids.long().unsqueeze(-1)).squeeze(-1), entropy
+    return shifted - shifted.exp().sum(-1, keepdim=True).log()
 
 
 def linear_token_log_probs(

@@ -84,8 +84,22 @@ def draw(name: str) -> SimpleNamespace:
         log_ratio=0.4 * normal(*shape), ref_gap=0.5 * normal(*shape),  # log pi - log pi_old, log pi - log pi_ref
         sequence_ids=None, denominator=None, on_policy=False, garbage=False,
     )  # fmt: skip
+    batch.__dict__.update(_extras(shape, normal, uniform))
     change(batch)
     return batch
+
+
+def _extras(shape: tuple[int, ...], normal: Callable[..., Tensor], uniform: Callable[..., Tensor]) -> dict[str, Tensor]:
+    """What further blocks read. Log-probs of other policies are drawn as distances from the policy's."""
+    count = math.prod(shape)
+    rows = torch.arange(count).view(shape) // (shape[-1] if len(shape) == 2 else 7)
+    return {
+        "rollout_log_probs": 0.3 * normal(*shape), "teacher_log_probs": 0.5 * normal(*shape), "previous_log_probs": 0.4 * normal(*shape),
+        "clip_low": 0.1 + 0.3 * uniform(*shape), "clip_high": 0.1 + 0.3 * uniform(*shape),
+        "scores": normal(*shape), "group_spread": (uniform(*shape) - 0.3).clamp(min=0),
+        "correct": rows % 2 == 0, "correct_rate": 0.2 + 0.6 * uniform(*shape), "group_ids": 5 - rows // 2,
+        "segment_ids": rows * 100 + (torch.arange(count).view(shape) % 7) // 3, "token_keys": torch.arange(count).view(shape) * 7919 - 3,
+    }  # fmt: skip
 
 
 def spoil(batch: SimpleNamespace, *tables: dict[str, Tensor]) -> None:

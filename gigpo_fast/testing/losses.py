@@ -63,7 +63,11 @@ def _compare(fn, objective, plain_objective, linear: bool, name: str, dtype: tor
         tokens["old_log_probs"] = (exact - batch.log_ratio).to(compute)
     if objective.needs_reference:
         tokens["ref_log_probs"] = (exact - batch.ref_gap).to(compute)
-    extras = {key: getattr(batch, key) if key == "kl_mask" else getattr(batch, key).to(compute) for key in objective.reads}
+    extras = {key: getattr(batch, key) for key in objective.reads}
+    extras = {key: value.to(compute) if value.is_floating_point() else value.clone() for key, value in extras.items()}
+    for key in ("rollout_log_probs", "teacher_log_probs", "previous_log_probs"):  # drawn as distances from the policy
+        if key in extras:
+            extras[key] = (exact - getattr(batch, key)).to(compute)
     if batch.garbage:
         spoil(batch, leaves, leaves64, tokens, extras)
 
@@ -71,7 +75,7 @@ def _compare(fn, objective, plain_objective, linear: bool, name: str, dtype: tor
         own = {key: value.clone().requires_grad_() for key, value in operands.items()}
         log_probs, entropy = _log_probs(own, batch, linear, precision, rounded)
         given = {key: value.to(precision) for key, value in tokens.items()}
-        result = policy_loss(log_probs, mask=batch.mask, **given, **extras, entropy=entropy, sequence_ids=batch.sequence_ids,
+        result = policy_loss(log_probs, mask=batch.mask, **given, extras=extras, entropy=entropy, sequence_ids=batch.sequence_ids,
                              denominator=batch.denominator, **plain_objective)  # fmt: skip
         gradients = torch.autograd.grad(_UPSTREAM * result.loss, list(own.values()), allow_unused=True, materialize_grads=True)
         return result, dict(zip(own, gradients))
@@ -149,4 +153,6 @@ def _call(fn, leaves, tokens, extras, batch, objective, linear: bool, device: to
         result = fn(own["log_probs"], advantages, mask, **keywords)
     loss = getattr(result, "loss", result)
     (_UPSTREAM * loss).backward()
+    if "entropy" in own and own["entropy"].grad is None:  # read by a mask alone: its gradient is 0
+        own["entropy"].grad = torch.zeros_like(own["entropy"])
     return loss.detach(), {key: value.grad for key, value in own.items()}

@@ -25,3 +25,5 @@ class Adapter(NamedTuple):
     answer: Callable[[Case], Answer]
     looser: dict[str, str] = {}  # outputs with a looser tolerance than the rule's, and why
     notes: tuple[str, ...] = ()  # what a reader of the result must know
+    excluded: dict[str, str] = {}  # cases that are not compared (gigpo_fast has no such function, or means another answer), and why
+    outside: dict[str, str] = {}  # outputs (or patterns such as stats.*) that are the peer's own diagnostics, not our function's result

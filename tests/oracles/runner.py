@@ -1,12 +1,13 @@
 """The runner: sends every recorded case through its adapter, compares, and prints what agrees and what does not."""
 
 import argparse
+import fnmatch
 import pathlib
 import re
 import sys
 from typing import NamedTuple
 
-from . import liger, verl_advantage, verl_agent, verl_kl, verl_loss
+from . import advantage_files, liger, loss_files, preference_files, verl_advantage, verl_agent, verl_kl, verl_loss
 from .adapter import Adapter, Unsupported
 from .compare import compare
 from .tensors import Case, read_cases
@@ -20,6 +21,10 @@ ADAPTERS = {
     "verl_agent_gigpo_rollouts": verl_agent.ROLLOUTS_ADAPTER,
     "verl_kl": verl_kl.ADAPTER,
     "verl_policy_loss": verl_loss.ADAPTER,
+    **advantage_files.ADAPTERS,
+    **advantage_files.PARTS,
+    **loss_files.ADAPTERS,
+    **preference_files.ADAPTERS,
 }
 
 
@@ -31,6 +36,7 @@ class Report(NamedTuple):
     disagree: list[str]
     unsupported: list[str]
     looser: dict[str, list[str]]  # by output, the cases that needed its looser tolerance
+    excluded: list[str] = []  # cases that are not compared, and why
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,13 +82,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(cases: list[Case], adapter: Adapter | None) -> Report:
     """Answer and compare every case; an exception is a disagreement, so that one case never hides the next."""
-    report = Report(len(cases), 0.0, [], [], {})
+    report = Report(len(cases), 0.0, [], [], {}, [])
     for case in cases:
+        if adapter is not None and case.name in adapter.excluded:
+            report.excluded.append(f"{case.name}: {adapter.excluded[case.name]}")
+            continue
         try:
             if adapter is None:
                 raise Unsupported("no adapter for this file")
             answer = adapter.answer(case)
-            found = compare(answer, case.outputs, adapter.looser)
+            wanted = {name: value for name, value in case.outputs.items() if name in answer.outputs or not _matches(name, adapter.outside)}
+            found = compare(answer, wanted, adapter.looser)
         except Unsupported as missing:
             report.unsupported.append(f"{case.name}: {missing}")
             continue
@@ -95,6 +105,10 @@ def run(cases: list[Case], adapter: Adapter | None) -> Report:
         for output in found.looser:
             report.looser.setdefault(output, []).append(case.name)
     return report
+
+
+def _matches(name: str, patterns: dict[str, str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _selection(parser: argparse.ArgumentParser, only: list[str], files: dict[str, pathlib.Path]) -> dict[str, list[re.Pattern]]:
@@ -116,11 +130,15 @@ def _selection(parser: argparse.ArgumentParser, only: list[str], files: dict[str
 def _print(name: str, report: Report, adapter: Adapter | None) -> None:
     answered = report.cases - len(report.unsupported)
     worst = f", worst error {report.worst:.3g} of its tolerance" if answered else ""
-    print(f"{name}: {answered - len(report.disagree)} of {report.cases} agree{worst}")
+    print(f"{name}: {answered - len(report.disagree) - len(report.excluded)} of {report.cases} agree{worst}")
     for note in adapter.notes if adapter else ():
         print(f"  note: {note}")
+    for reason in dict.fromkeys(adapter.outside.values() if adapter else ()):
+        print(f"  not compared: {', '.join(name for name, why in adapter.outside.items() if why == reason)}: {reason}")
     for output, cases in report.looser.items():
         print(f"  looser tolerance: {output} in {', '.join(cases)}: {adapter.looser[output]}")
+    for line in report.excluded:
+        print(f"  not compared: {line}")
     for line in report.disagree:
         print(f"  disagrees: {line}")
     for line in report.unsupported:

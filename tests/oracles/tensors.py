@@ -31,6 +31,7 @@ def read_cases(path: pathlib.Path, rollouts: list[pathlib.Path]) -> list[Case]:
             inputs["steps"] = _find_rollouts(case["rollouts"], rollouts)
         outputs = _decode(case["outputs"])
         outputs.update(outputs.pop("metrics", None) or {})
+        outputs = _flat(outputs)
         cases.append(Case(case["name"], _decode(case.get("config", {})), inputs, outputs))
     return cases
 
@@ -40,6 +41,19 @@ def read_steps(path: pathlib.Path) -> list[dict]:
     """The "step" lines of a rollout file, in file order."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         return [line for line in map(json.loads, file) if line["type"] == "step"]
+
+
+def _flat(outputs: dict[str, Any]) -> dict[str, Any]:
+    """Outputs inside outputs under one name each: {"a": {"b": 1}, "c": [{"d": 2}]} becomes {"a.b": 1, "c.0.d": 2}."""
+    flat = {}
+    for name, value in outputs.items():
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            value = {str(place): item for place, item in enumerate(value)}
+        if isinstance(value, dict):
+            flat.update({f"{name}.{key}": item for key, item in _flat(value).items()})
+        else:
+            flat[name] = value
+    return flat
 
 
 def _find_rollouts(name: str, folders: list[pathlib.Path]) -> pathlib.Path | None:

@@ -1,7 +1,7 @@
-"""Segments: rows with equal labels, brought together by sorting.
+"""Rows with equal labels, brought together by sorting, in plain torch on any device.
 
 Labels are only ever compared, never used as sizes or addresses, so negative and huge ones cost nothing. Nothing here reads a
-value back to the host, and no sum depends on thread timing: on a GPU the sums are sorted ones, not atomic ones.
+value back to the host, and no sum depends on thread timing: on a GPU float sums are sorted ones, not atomic ones.
 """
 
 import torch
@@ -26,10 +26,10 @@ def segment_ids(order: Tensor, *labels: Tensor) -> Tensor:
 
 
 def segment_sum(values: Tensor, segment: Tensor, size: int) -> Tensor:
-    """(size,) the sum of each segment (zeros beyond the last), added in the order of the rows; differentiable in `values`."""
+    """(size,) the sum of each segment (zeros beyond the last); floats are added in the order of the rows; differentiable in `values`."""
     total = values.new_zeros(size)
-    if values.device.type == "cpu":
-        return total.index_add_(0, segment, values)  # one thread
+    if values.device.type == "cpu" or not values.is_floating_point():
+        return total.index_add_(0, segment, values)  # one thread, or integers: atomics in any order give the same bits
     return total.index_put_((segment,), values, accumulate=True)  # sorts by segment first; index_add_ would use atomics
 
 

@@ -1,0 +1,13 @@
+"""Log-probs from hidden states and head, any upstream gradient: forward and backward as one unit, against every peer at right answers."""
+
+from bench import measure, shapes
+
+PROBLEM = shapes.SCORES
+
+
+def test_ours(benchmark, case, keep, least_rounds):
+    measure.ours(benchmark, case, keep, least_rounds=least_rounds)
+
+
+def test_peer(benchmark, case, peer, keep, least_rounds):
+    measure.peer(benchmark, case, peer, keep, least_rounds=least_rounds)

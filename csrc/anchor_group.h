@@ -1,0 +1,204 @@
+// From rows to dense ids on a CPU: blocks of rows are hashed, entered into tables while they are still in the cache, and numbered.
+//
+// Threads share the rows, not the table: each groups a run of rows by itself, into as many tables as there are runs, by hash. Then each
+// merges the tables of one part of the hashes, run by run, so that the row kept for a state is its first one again. Threads meet twice in
+// all, however many rows there are; the ids cannot depend on how many threads there are.
+// Like anchor_table.h it needs neither torch nor Python.
+#pragma once
+
+#include "anchor_table.h"
+#include "anchor_threads.h"
+
+namespace anchor {
+
+constexpr i64 kBlockBytes = i64(1) << 18, kBlockRows = 2048;  // what a core keeps in its own cache between hashing and comparing
+constexpr i64 kSharedFrom = i64(1) << 23;                     // work, as weighed below, that is worth a second thread
+constexpr i64 kRowWeight = 64;                                // a row costs about as much as this many bytes
+constexpr i64 kMostThreads = 16;
+constexpr i64 kBesideHeader = 192;  // bytes that come with an object's header, or in a packed buffer with the row before
+
+inline int threads_for(i64 rows, i64 bytes, i64 threads) {
+  return rows * kRowWeight + bytes < kSharedFrom ? 1 : int(std::max(i64(1), std::min(threads, kMostThreads)));
+}
+
+class Grouper {
+ public:
+  // ids (rows.count,) is written by take and finish.
+  Grouper(const Rows& rows, const Options& options, int threads, i64* ids)
+      : rows_(rows), options_(options), same_{rows_, options.bytes_decide, nullptr}, ids_(ids), sharing_(threads), runs_(size_t(threads)) {
+    expand_key(options.seed, key_);
+    if (!options.bytes_decide) same_.prints.reset(new Fingerprint[size_t(rows.count)]);
+    for (Run& run : runs_) run.tables.resize(runs_.size()), run.entries.resize(runs_.size());
+  }
+  Grouper(const Grouper&) = delete;
+
+  // All rows, by the calling thread alone. ready(i) is called for each row, in order, some time before the row is read; false ends it.
+  template <class Ready>
+  bool take(const Ready& ready) {
+    return take(runs_[0], 0, rows_.count, ready);
+  }
+
+  // All rows, a run a thread.
+  void take_all() {
+    i64 weight = 0;
+    for (i64 i = 0; i < rows_.count; ++i) weight += rows_.length(i) + kRowWeight;
+    std::vector<i64> ends(runs_.size(), rows_.count);
+    i64 i = 0, seen = 0;
+    for (size_t run = 0; run + 1 < runs_.size(); ++run) {
+      while (i < rows_.count && seen < weight / i64(runs_.size()) * i64(run + 1)) seen += rows_.length(i++) + kRowWeight;
+      ends[run] = i;
+    }
+    sharing_(i64(runs_.size()), [&](i64 run) {
+      take(runs_[size_t(run)], run == 0 ? 0 : ends[size_t(run - 1)], ends[size_t(run)], [&](i64 row) { return ask_for(row); });
+    });
+  }
+
+  // Makes ids dense, numbered by first occurrence; returns how many there are.
+  i64 finish() {
+    if (runs_.size() > 1) sharing_(i64(runs_.size()), [&](i64 part) { merge(size_t(part)); });
+    std::vector<i64> aside;
+    for (const Table& table : runs_[0].tables) {
+      aside.insert(aside.end(), table.set_aside().rows.begin(), table.set_aside().rows.begin() + table.set_aside().count);
+    }
+    runs_.clear();
+    if (rows_.count > kMostRows) {
+      for (i64 i = 0; i < rows_.count; ++i) aside.push_back(i);
+    }
+    if (!aside.empty()) group_set_aside(aside);
+    i64 found = 0;
+    for (i64 i = 0; i < rows_.count; ++i) {  // ids_[i] is an earlier row of the same state, whose id is known by now, or i itself
+      const bool first = ids_[i] == i;
+      ids_[i] = first ? found : ids_[ids_[i]];
+      found += first;
+    }
+    return found;
+  }
+
+ private:
+  struct Run {
+    std::vector<Table> tables;
+    std::vector<Entries> entries;  // of the block at hand, by table
+    std::vector<u32> hashes;       // the same, by row
+  };
+
+  bool ask_for(i64 row) const {
+    if (rows_.length(row) > kBesideHeader) prefetch_bytes(rows_.bytes(row), rows_.length(row));
+    return true;
+  }
+
+  template <class Ready>
+  bool take(Run& run, i64 begin, i64 end, const Ready& ready) {
+    run.hashes.resize(kBlockRows);
+    for (i64 i = begin; i < std::min(end, begin + kAskBytes); ++i) {
+      if (!ready(i)) return false;
+    }
+    for (i64 i = begin, next = begin; i < end; i = next) {
+      next = hash(i, end, run.hashes.data(), ready);
+      if (next < 0) return false;
+      if (rows_.count > kMostRows) continue;  // they are all set aside
+      for (Entries& entries : run.entries) entries.count = 0;
+      for (i64 row = i; row < next; ++row) {
+        const u32 hash = run.hashes[size_t(row - i)];
+        run.entries[size_t(u64(hash) * run.entries.size() >> 32)].push(u32(row), hash);
+      }
+      for (size_t part = 0; part < run.tables.size(); ++part) run.tables[part].enter(same_, run.entries[part], ids_);
+    }
+    return true;
+  }
+
+  // Hashes a block of rows from `begin` on; returns its end, or -1 if a row was not ready.
+  template <class Ready>
+  i64 hash(i64 begin, i64 end, u32* hashes, const Ready& ready) {
+    const Rows rows = rows_;  // by value, so that nothing written here could change it
+    const Options options = options_;
+    i64 i = begin;
+    for (i64 bytes = 0; i < end && i - begin < kBlockRows && bytes < kBlockBytes; ++i) {
+      if (i + kAskBytes < end && !ready(i + kAskBytes)) return -1;
+      const i64 length = rows.length(i);
+      const Fingerprint print = truncated(fingerprint(rows.bytes(i), length, options.seed, key_), options.hash_bits);
+      if (!options.bytes_decide) same_.prints[size_t(i)] = print;
+      hashes[i - begin] = u32((print.low + u64(rows.label(i)) * kPrimeE + u64(rows.kind(i)) * kPrimeC) * kPrimeA >> 32);
+      bytes += length;
+    }
+    return i;
+  }
+
+  // A state that an earlier run set aside, or has no room for, is set aside for good: see Table::find. So no state ends in both places.
+  void merge(size_t part) {
+    Table& all = runs_[0].tables[part];
+    for (size_t run = 1; run < runs_.size(); ++run) {
+      const Table table = std::exchange(runs_[run].tables[part], Table());
+      all.enter(same_, table.states(), ids_);
+      all.enter(same_, table.set_aside(), ids_);
+    }
+  }
+
+  struct Aside {
+    Fingerprint print;
+    i64 label, row;
+
+    bool alike(const Aside& other) const { return print.low == other.print.low && print.high == other.print.high && label == other.label; }
+    bool operator<(const Aside& other) const {
+      if (print.low != other.print.low) return print.low < other.print.low;
+      if (print.high != other.print.high) return print.high < other.print.high;
+      return label != other.label ? label < other.label : row < other.row;
+    }
+  };
+
+  // Somebody made these states collide: they are hashed again by a pseudorandom function of their bytes, which nobody can foresee, and
+  // entered into a table by that.
+  void group_set_aside(const std::vector<i64>& aside) {
+    std::vector<Aside> rows(aside.size());
+    constexpr i64 kPart = 4096;
+    sharing_((i64(rows.size()) + kPart - 1) / kPart, [&](i64 part) {
+      for (size_t k = size_t(part * kPart); k < std::min(rows.size(), size_t((part + 1) * kPart)); ++k) {
+        const Fingerprint print = siphash(rows_.bytes(aside[k]), rows_.length(aside[k]), options_.sip_key[0], options_.sip_key[1]);
+        rows[k] = {truncated(print, options_.hash_bits), rows_.label(aside[k]), aside[k]};
+      }
+    });
+    if (rows_.count <= kMostRows) rows = set_aside_again(std::move(rows));
+    if (!rows.empty()) group_by_sorting(std::move(rows));
+  }
+
+  std::vector<Aside> set_aside_again(std::vector<Aside> rows) {
+    Entries entries;
+    for (const Aside& row : rows) entries.push(u32(row.row), u32((row.print.high + u64(row.label) * kPrimeE) * kPrimeA >> 32));
+    Table table;
+    table.enter(same_, entries, ids_);
+    rows.erase(std::remove_if(rows.begin(), rows.end(), [&](const Aside& row) { return ids_[row.row] >= 0; }), rows.end());
+    return rows;
+  }
+
+  // What even that does not tell apart (or cannot, because there are too many rows to number them in a table) is sorted, which no input can
+  // slow down, and compared with the states that agree in the hash: one, or as many as tests that cut the hash bring about.
+  void group_by_sorting(std::vector<Aside> rows) {
+    std::sort(rows.begin(), rows.end());
+    std::vector<i64> firsts;  // of the states that agree with the row before
+    for (size_t k = 0; k < rows.size(); ++k) {
+      if (k == 0 || !rows[k - 1].alike(rows[k])) firsts.clear();
+      const i64 row = rows[k].row;
+      const auto found = std::find_if(firsts.begin(), firsts.end(), [&](i64 first) { return same_(first, row); });
+      ids_[row] = found == firsts.end() ? row : *found;
+      if (found == firsts.end()) firsts.push_back(row);
+    }
+  }
+
+  Rows rows_;
+  Options options_;
+  Sameness same_;
+  i64* ids_;
+  Sharing sharing_;
+  u64 key_[kKeyWords];
+  std::vector<Run> runs_;
+};
+
+// first_row, counts (found,) of dense ids (count,).
+inline void describe_groups(const i64* ids, i64 count, i64 found, i64* first_row, i64* counts) {
+  std::fill(counts, counts + found, i64(0));
+  for (i64 i = 0, next = 0; i < count; ++i) {
+    if (ids[i] == next) first_row[next++] = i;
+    ++counts[ids[i]];
+  }
+}
+
+}  // namespace anchor

@@ -1,0 +1,205 @@
+// The table that turns rows into groups on a CPU. It needs neither torch nor Python, so sanitizers can run it by itself.
+//
+// A slot holds 32 bits of a row's hash and the row's number, eight slots a cache line. The hash only filters; bytes decide. Everything
+// that a row will touch is asked for a few rows ahead, because a state's bytes, its table line and the earlier row that it may equal lie
+// in three places of memory, and waiting for them one by one costs ten times what the arithmetic does.
+// Rows are entered in order, so the row kept for a state is its first one. What states an enemy could have made collide are set aside (see Table::find) and grouped by anchor_fallback.h.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "anchor_siphash.h"
+
+namespace anchor {
+
+#if defined(ANCHOR_SMALL)
+constexpr i64 kMostRows = 100;
+constexpr int kFewestLines = 2;
+#else
+constexpr i64 kMostRows = 0xFFFFFFFEll;  // row + 1 fits 32 bits
+constexpr int kFewestLines = 64;
+#endif
+constexpr int kLines = int(kProbes / 8);  // lines looked at before a row is set aside
+constexpr i64 kAskLine = 24, kAskRow = 16, kAskBytes = 8, kRing = 32;  // rows ahead; the ring holds what was found on the way
+
+// Row i is lengths[i] >> kind_bits bytes at base + starts[i]. Without starts and lengths: width bytes at base + i * width. The bits of
+// lengths[i] below kind_bits tell types apart, labels (or none) episode groups: rows that differ there are different states.
+struct Rows {
+  u64 base;
+  const i64* starts;
+  const i64* lengths;
+  i64 width;
+  int kind_bits;
+  const i64* labels;
+  i64 count;
+
+  const u8* bytes(i64 i) const { return reinterpret_cast<const u8*>(base + u64(starts == nullptr ? i * width : starts[i])); }
+  i64 tag(i64 i) const { return lengths == nullptr ? width : lengths[i]; }
+  i64 kind(i64 i) const { return tag(i) & ((i64(1) << kind_bits) - 1); }
+  i64 length(i64 i) const { return tag(i) >> kind_bits; }
+  i64 label(i64 i) const { return labels == nullptr ? 0 : labels[i]; }
+};
+
+struct Options {
+  u64 seed;
+  u64 sip_key[2];
+  i64 hash_bits;
+  bool bytes_decide;
+};
+
+// When two rows are the same state. Without bytes_decide the fingerprints of all rows are kept, and they decide.
+struct Sameness {
+  const Rows& rows;
+  bool bytes_decide;
+  std::unique_ptr<Fingerprint[]> prints;
+
+  bool operator()(i64 a, i64 b) const {
+    if (rows.tag(a) != rows.tag(b) || rows.label(a) != rows.label(b)) return false;
+    if (!bytes_decide) return prints[size_t(a)].low == prints[size_t(b)].low && prints[size_t(a)].high == prints[size_t(b)].high;
+    const u8 *p = rows.bytes(a), *q = rows.bytes(b);
+    const i64 length = rows.length(a);
+    return p == q || length == 0 || std::memcmp(p, q, size_t(length)) == 0;
+  }
+};
+
+inline void prefetch_bytes(const u8* p, i64 length) {
+  for (i64 offset = 0; offset < length && offset < kPrefetch; offset += 64) __builtin_prefetch(p + offset);
+  if (length > 0) __builtin_prefetch(p + (length < kPrefetch ? length : kPrefetch) - 1);
+}
+
+// Rows on their way into a table, with their hashes.
+struct Entries {
+  std::vector<u32> rows, hashes;
+  i64 count = 0;
+
+  void push(u32 row, u32 hash) {
+    if (count == i64(rows.size())) rows.resize(size_t(2 * count + 64)), hashes.resize(rows.size());
+    rows[size_t(count)] = row;
+    hashes[size_t(count++)] = hash;
+  }
+};
+
+class Table {
+ public:
+  Table() : lines_(size_t(kFewestLines)), mask_(u32(kFewestLines - 1)) {}
+
+  // Enters the given rows in that order and writes into firsts, for each, the first row of its state. Rows that cannot be entered stay
+  // on a list of their own, with their hashes.
+  void enter(const Sameness& same, const Entries& given, i64* firsts) {
+    const Rows& rows = same.rows;
+    const i64 count = given.count;
+    u32 found[kRing] = {};
+    for (i64 j = 0; j < count; ++j) {
+      if (j + kAskLine < count) __builtin_prefetch(&lines_[given.hashes[size_t(j + kAskLine)] & mask_]);
+      if (j + kAskRow < count) {
+        const u32 earlier = found[(j + kAskRow) % kRing] = peek(given.hashes[size_t(j + kAskRow)]);
+        if (earlier != 0 && rows.starts != nullptr) __builtin_prefetch(rows.starts + earlier - 1);
+        if (earlier != 0 && rows.lengths != nullptr) __builtin_prefetch(rows.lengths + earlier - 1);
+        if (earlier != 0 && rows.labels != nullptr) __builtin_prefetch(rows.labels + earlier - 1);
+      }
+      if (j + kAskBytes < count) {
+        const u32 earlier = found[(j + kAskBytes) % kRing];
+        if (earlier != 0 && same.bytes_decide) prefetch_bytes(rows.bytes(earlier - 1), rows.length(earlier - 1));
+      }
+      const i64 i = given.rows[size_t(j)];
+      const u32 earlier = j < kAskRow ? 0 : found[j % kRing];
+      firsts[i] = earlier != 0 && same(earlier - 1, i) ? i64(earlier) - 1 : find(same, given.hashes[size_t(j)], i);
+      if (firsts[i] < 0) set_aside_.push(u32(i), given.hashes[size_t(j)]);
+    }
+  }
+
+  // One row of every state in the table, its first, in any order.
+  Entries states() const {
+    Entries all;
+    for (const Line& line : lines_) {
+      for (int k = 0; k < 8 && line.row[k] != 0; ++k) all.push(line.row[k] - 1, line.hash[k]);
+    }
+    return all;
+  }
+
+  const Entries& set_aside() const { return set_aside_; }
+
+ private:
+  struct alignas(64) Line {
+    u32 hash[8], row[8];  // row number + 1; 0 is free, and slots are taken from the left
+
+    unsigned alike(u32 wanted) const {
+#if defined(ANCHOR_SSE2)
+      const __m128i value = _mm_set1_epi32(int(wanted));
+      const __m128i* four = reinterpret_cast<const __m128i*>(hash);
+      const __m128i both = _mm_packs_epi32(_mm_cmpeq_epi32(value, _mm_load_si128(four)), _mm_cmpeq_epi32(value, _mm_load_si128(four + 1)));
+      return unsigned(_mm_movemask_epi8(_mm_packs_epi16(both, _mm_setzero_si128())));
+#else
+      unsigned mask = 0;
+      for (unsigned k = 0; k < 8; ++k) mask |= unsigned(hash[k] == wanted) << k;
+      return mask;
+#endif
+    }
+  };
+
+  static u32 step(u32 hash) { return hash * kPrime32A >> 16 | 1; }  // odd: the sequence visits every line before it repeats
+
+  // A row that is probably the same state (plus one), or 0.
+  u32 peek(u32 hash) const {
+    const Line& line = lines_[hash & mask_];
+    const unsigned alike = line.alike(hash);
+    return alike == 0 ? 0 : line.row[__builtin_ctz(alike)];
+  }
+
+  // The first row of row i's state, which may be i itself; -1 sets the row aside. That happens if kCrowd other states share its hash, or
+  // if all kLines lines are full. Either way every later row of that state is set aside too: nothing is ever removed, states of one hash
+  // stay on one sequence without a gap when the table grows, and after the first sequence that was full it does not grow.
+  i64 find(const Sameness& same, u32 hash, i64 i) {
+    int others = 0;
+    u32 at = hash & mask_;
+    for (int probe = 0; probe < kLines; ++probe, at = (at + step(hash)) & mask_) {
+      Line& line = lines_[at];
+      for (unsigned alike = line.alike(hash); alike != 0; alike &= alike - 1) {
+        const u32 earlier = line.row[__builtin_ctz(alike)];
+        if (earlier == 0) break;
+        if (same(i64(earlier) - 1, i)) return i64(earlier) - 1;
+        if (++others == kCrowd) return -1;
+      }
+      if (line.row[7] != 0) continue;
+      put(line, hash, u32(i + 1));
+      if (++used_ > lines_.size() * 6 && !full_) full_ = !grow();
+      return i;
+    }
+    full_ = true;
+    return -1;
+  }
+
+  static void put(Line& line, u32 hash, u32 row) {
+    const unsigned slot = unsigned(std::find(line.row, line.row + 8, 0u) - line.row);
+    line.hash[slot] = hash;
+    line.row[slot] = row;
+  }
+
+  bool grow() {
+    std::vector<Line> larger(lines_.size() * (lines_.size() < (1u << 16) ? 4 : 2));
+    const u32 mask = u32(larger.size() - 1);
+    for (const Line& line : lines_) {
+      for (int k = 0; k < 8 && line.row[k] != 0; ++k) {
+        u32 at = line.hash[k] & mask;
+        int probe = 0;
+        while (probe < kLines && larger[at].row[7] != 0) ++probe, at = (at + step(line.hash[k])) & mask;
+        if (probe == kLines) return false;
+        put(larger[at], line.hash[k], line.row[k]);
+      }
+    }
+    lines_.swap(larger);
+    mask_ = mask;
+    return true;
+  }
+
+  std::vector<Line> lines_;
+  u32 mask_;
+  size_t used_ = 0;
+  bool full_ = false;
+  Entries set_aside_;
+};
+
+}  // namespace anchor

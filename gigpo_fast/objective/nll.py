@@ -1,0 +1,38 @@
+"""Supervised surrogates: the negative log-likelihood, plain or weighted by the exponential of the advantage."""
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .batch import TokenBatch
+from .block import check_number
+from .surrogate import Surrogate
+
+
+@dataclasses.dataclass(frozen=True)
+class NegativeLogLikelihood(Surrogate):
+    """L = -log_prob. Weighted(NegativeLogLikelihood(), TokenWeights()) is a weighted one; PositiveScores() makes it rejection sampling."""
+
+    known_on_policy: ClassVar[bool] = True
+
+    def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
+        return -batch.log_probs
+
+
+@dataclasses.dataclass(frozen=True)
+class AdvantageWeightedNLL(Surrogate):
+    """L = -min(exp(A / temperature), maximum) log_prob: advantage-weighted regression (arXiv 1910.00177)."""
+
+    temperature: float = 1.0
+    maximum: float | None = None
+    known_on_policy: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "temperature", check_number("AdvantageWeightedNLL", "temperature", self.temperature, above=0))
+        object.__setattr__(self, "maximum", check_number("AdvantageWeightedNLL", "maximum", self.maximum, above=0, none=True))
+
+    def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
+        weight = torch.exp(batch.advantages / self.temperature)
+        return -(weight if self.maximum is None else weight.clamp(max=self.maximum)) * batch.log_probs

@@ -1,0 +1,42 @@
+"""PPO's clip with a pair of bounds for each token."""
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .batch import TokenBatch
+from .block import check_number
+from .surrogate import Clipped, Surrogate
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenClip(Surrogate):
+    """L = max(-rho A, -clip(rho, 1 - low_t, 1 + high_t) A) with low_t, high_t from extras["clip_low"], extras["clip_high"].
+
+    `dual` bounds the loss of a bad action as in Clip (arXiv 1707.06347, equation 7; arXiv 1912.09729, equation 5).
+    """
+
+    dual: float | None = None
+    reads: ClassVar[tuple[str, ...]] = ("clip_low", "clip_high")
+    zero_at_zero_advantage: ClassVar[bool] = True
+    known_on_policy: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dual", check_number("TokenClip", "dual", self.dual, above=1, none=True))
+
+    def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
+        ratio, (low, high) = torch.exp(log_ratio), self._bounds(batch)
+        loss = torch.maximum(-batch.advantages * ratio, -batch.advantages * torch.minimum(torch.maximum(ratio, low), high))
+        if self.dual is not None:
+            loss = torch.where(batch.advantages < 0, torch.minimum(loss, -self.dual * batch.advantages), loss)
+        return loss
+
+    def clipped(self, batch: TokenBatch, ratio: Tensor) -> Clipped:
+        (low, high), bad = self._bounds(batch), batch.advantages < 0
+        dual = torch.zeros_like(bad) if self.dual is None else bad & (torch.maximum(ratio, low) > self.dual)
+        return Clipped(bad & (ratio < low), (batch.advantages > 0) & (ratio > high), dual)
+
+    def _bounds(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        return 1 - batch.extras["clip_low"], 1 + batch.extras["clip_high"]

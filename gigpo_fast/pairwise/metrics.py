@@ -1,0 +1,68 @@
+"""What a preference loss reports: one packed vector with static names, so that micro-batches and ranks merge exactly."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SUMS = ("loss_sum", "n_pairs")
+MEANS = ("reward_chosen", "reward_rejected", "reward_margin", "accuracy", "log_prob_chosen", "log_prob_rejected")
+MAXIMA = ("denominator",)
+NAMES = (*SUMS, *MEANS, *MAXIMA)
+# The vector: sums, then the sums of the means, then their counts, then the maxima.
+_COUNTS = len(SUMS) + len(MEANS)
+_MAXIMA = _COUNTS + len(MEANS)
+SIZE = _MAXIMA + len(MAXIMA)
+
+
+class PairwiseOutput(NamedTuple):
+    """A loss to call `.backward()` on, the loss of each comparison, and the metrics as one packed vector.
+
+    Metrics by name: loss_sum (of the divided losses), n_pairs, and means over the comparisons of weight other than 0: reward_chosen and
+    reward_rejected (beta times the score), their difference reward_margin, accuracy (how often it is > 0), log_prob_chosen,
+    log_prob_rejected; and the denominator.
+    """
+
+    loss: Tensor  # 0-dim, float32 (float64 for float64 inputs)
+    losses: Tensor  # (P,) before weights and denominator, detached; 0 where the weight is 0
+    metrics: Tensor  # (pairwise.metrics.SIZE,) float32, detached
+
+    def metrics_as_floats(self) -> dict[str, float]:
+        """The metrics by name as Python floats; the only place that waits for the device. A mean over nothing is 0."""
+        values = self.metrics.tolist()
+        result = dict(zip(SUMS, values))
+        for index, name in enumerate(MEANS):
+            count = values[_COUNTS + index]
+            result[name] = values[len(SUMS) + index] / count if count else 0.0
+        return result | dict(zip(MAXIMA, values[_MAXIMA:]))
+
+    @staticmethod
+    def merge(outputs: "list[PairwiseOutput]") -> "PairwiseOutput":
+        """Merge micro-batches or ranks that were given one common denominator: losses add up, metrics merge exactly."""
+        if not outputs:
+            raise ValueError(
+                "PairwiseOutput.merge: outputs must hold at least one PairwiseOutput, got none; call it with your micro-batches' results"
+            )
+        stacked = torch.stack([output.metrics for output in outputs])
+        metrics = torch.cat([stacked[:, :_MAXIMA].sum(0), stacked[:, _MAXIMA:].amax(0)])
+        return PairwiseOutput(
+            torch.stack([output.loss for output in outputs]).sum(), torch.cat([output.losses for output in outputs]), metrics
+        )
+
+
+def pack(loss: Tensor, rewards: Tensor, log_probs: Tensor, counted: Tensor, denominator: Tensor) -> Tensor:
+    """(SIZE,) float32 of (P, 2) chosen and rejected; what is not `counted` is in no mean, and a margin needs both."""
+    with torch.no_grad():
+        both = counted.all(1)
+        margin = rewards[:, 0] - rewards[:, 1]
+        entries = {
+            "reward_chosen": (rewards[:, 0], counted[:, 0]),
+            "reward_rejected": (rewards[:, 1], counted[:, 1]),
+            "reward_margin": (margin, both),
+            "accuracy": ((margin > 0).to(rewards.dtype), both),
+            "log_prob_chosen": (log_probs[:, 0], counted[:, 0]),
+            "log_prob_rejected": (log_probs[:, 1], counted[:, 1]),
+        }
+        sums = [torch.where(mask, value, 0).sum() for value, mask in entries.values()]
+        counts = [mask.sum() for _, mask in entries.values()]
+        return torch.stack([entry.to(torch.float32) for entry in (loss, counted.any(1).sum(), *sums, *counts, denominator)])

@@ -1,0 +1,65 @@
+"""A preference loss as a composition: link, score and a few coefficients."""
+
+import dataclasses
+
+from ..objective.block import check_number
+from .links import Link, Logistic
+from .score import Score
+
+
+@dataclasses.dataclass(frozen=True)
+class NegativeLogLikelihood:
+    """+ coefficient * NLL of the chosen response: its tokens' sum or, with `per_token`, their mean; with `both` the mean over the pair.
+
+    RPO of the paper adds eta beta times the sum, RPO of the authors' OpenRLHF branch eta times the token mean (arXiv 2405.16436).
+    """
+
+    coefficient: float = 1.0
+    per_token: bool = False
+    both: bool = False
+
+    def __post_init__(self) -> None:
+        check_number("NegativeLogLikelihood", "coefficient", self.coefficient)
+
+
+@dataclasses.dataclass(frozen=True)
+class PairwiseObjective:
+    """L = link(beta (score_chosen - rejected * score_rejected) - margin) + nll.
+
+    `rejected` is the factor of the rejected response's score: 1 compares the two (DPO), below 1 is CPL's conservative bias lambda,
+    0 leaves the chosen response alone. `margin` is SimPO's gamma.
+    """
+
+    link: Link = Logistic()
+    score: Score = Score()
+    beta: float = 0.1
+    rejected: float = 1.0
+    margin: float = 0.0
+    nll: NegativeLogLikelihood | None = None
+
+    def __post_init__(self) -> None:
+        for name, kind in {"link": Link, "score": Score, "nll": NegativeLogLikelihood}.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) and not (name == "nll" and value is None):
+                raise TypeError(
+                    f"PairwiseObjective: {name} must be a {kind.__name__} block, got {value!r}; see gigpo_fast.pairwise for those there are"
+                )
+        check_number("PairwiseObjective", "beta", self.beta, above=0.0)
+        check_number("PairwiseObjective", "rejected", self.rejected, low=0.0, high=1.0)
+        check_number("PairwiseObjective", "margin", self.margin)
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.score.reference != 0
+
+    @property
+    def needs_previous(self) -> bool:
+        return self.score.previous != 0
+
+    @property
+    def needs_lengths(self) -> bool:
+        return self.score.per_token or (self.nll is not None and self.nll.per_token)
+
+    @property
+    def needs_targets(self) -> bool:
+        return self.link.reads_targets

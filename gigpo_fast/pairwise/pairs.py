@@ -1,0 +1,44 @@
+"""Which response is compared with which: rows of sequence numbers (chosen, rejected)."""
+
+import torch
+from torch import Tensor
+
+from .. import checks
+
+
+def halves(sequences: int, *, device: torch.device | str | None = None) -> Tensor:
+    """(sequences / 2, 2) int64: the first half of the rows is chosen, the second rejected, as most trainers stack them.
+
+    torch.arange(sequences).view(2, -1).T
+    """
+    if isinstance(sequences, bool) or not isinstance(sequences, int) or sequences < 0 or sequences % 2:
+        checks.fail("halves", "sequences", "an even number of rows", sequences, "stack one chosen and one rejected response for each pair")
+    return torch.arange(sequences, device=device).view(2, -1).T.contiguous()
+
+
+def all_pairs(
+    scores: Tensor,  # (S,) float, the higher the better
+    group: Tensor,  # (S,) int64, responses to one prompt share a number
+    *,
+    least: float = 0.0,
+) -> Tensor:
+    """(P, 2) int64: in each group every pair of unequal scores that differ by at least `least`, the better first.
+
+        [(i, j) for i in range(S) for j in range(S) if group[i] == group[j] and scores[i] > scores[j] and scores[i] - scores[j] >= least]
+
+    Ties give no pair; a NaN score is in none. S^2 comparisons, and waits for the device: it is meant for the groups of a prompt. Sources:
+    the ranking loss of CPL (arXiv 2310.13639), the pairs of arXiv 2404.14367.
+    """
+    checks.tensor("all_pairs", "scores", scores, shape=(None,), dtypes=checks.FLOATS, fix="pass one score a response")
+    checks.tensor(
+        "all_pairs",
+        "group",
+        group,
+        shape=tuple(scores.shape),
+        dtypes=(torch.int64,),
+        device=scores.device,
+        fix="pass one prompt number a response",
+    )
+    checks.number("all_pairs", "least", least, at_least=0.0, fix="0 takes every pair that is no tie")
+    ahead = scores[:, None] - scores[None, :]
+    return ((group[:, None] == group[None, :]) & (scores[:, None] > scores[None, :]) & (ahead >= least)).nonzero()

@@ -1,0 +1,158 @@
+"""The log-prob of a whole response: the sum over its trained tokens, from log-probs per token or from hidden states and the head."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..head import Head
+from ..logprob import linear_token_log_probs
+from ..segments import segment_sum
+
+
+class SequenceLogProbs(NamedTuple):
+    """One number a sequence."""
+
+    log_probs: Tensor  # (S,) float32 (float64 for float64 inputs), nats, differentiable; 0 for a sequence without trained tokens
+    lengths: Tensor  # (S,) the same dtype, trained tokens
+
+
+def sequence_log_probs(
+    log_probs: Tensor,  # (B, T) or (N,) float, log pi of the tokens, nats
+    mask: Tensor,  # shape of log_probs, bool, True = this token belongs to the response
+    *,
+    sequence_ids: Tensor | None = None,  # shape of log_probs, int64: which sequence a token belongs to; default the row
+    sequences: int | None = None,  # how many sequences there are; needed with sequence_ids
+    token_weights: Tensor | None = None,  # shape of log_probs, float: gamma^t, or less for the surplus of the longer response
+) -> SequenceLogProbs:
+    """Sum of the trained tokens' log-probs over each sequence.
+
+        torch.where(mask, token_weights * log_probs, 0).sum(-1), mask.sum(-1)
+
+    Untrained tokens cannot touch values or gradients, whatever is stored there; a sequence without tokens has log-prob 0. Arithmetic in
+    fp32 (fp64 for fp64). With sequence_ids the sums run in the order of the tokens. Raises for packed tokens without sequence_ids, and
+    on unequal shapes.
+    """
+    function = "sequence_log_probs"
+    checks.tensor(function, "log_probs", log_probs, dtypes=checks.FLOATS, fix="pass logprob.token_log_probs(...).log_probs")
+    shape = tuple(log_probs.shape)
+    sequences = _sequences(function, shape, sequence_ids, sequences, log_probs.device, mask)
+    kept = _weighted(function, torch.where(mask, log_probs.to(checks.compute_dtype(log_probs.dtype)), 0), token_weights, mask)
+    if sequence_ids is None:
+        return SequenceLogProbs(kept.sum(-1), mask.sum(-1).to(kept.dtype))
+    ids = torch.where(mask, sequence_ids, 0).reshape(-1)
+    return SequenceLogProbs(segment_sum(kept.reshape(-1), ids, sequences), segment_sum(mask.reshape(-1).to(kept.dtype), ids, sequences))
+
+
+def linear_sequence_log_probs(
+    hidden: Tensor,  # (B, T, H) or (N, H) float
+    head: Tensor | Head,  # (V, H) weight, or a Head
+    token_ids: Tensor,  # (B, T) or (N,) int64: the response's tokens, at the positions that predict them
+    mask: Tensor,  # shape of token_ids, bool
+    *,
+    sequence_ids: Tensor | None = None,  # shape of token_ids, int64
+    sequences: int | None = None,
+    token_weights: Tensor | None = None,  # shape of token_ids, float
+    temperature: float | Tensor = 1.0,  # or shape of token_ids
+    chunk_bytes: int | None = None,
+    invariant: bool = False,
+) -> SequenceLogProbs:
+    """`sequence_log_probs` of hidden states and head; no N x V logits are ever held, and untrained tokens never reach the head.
+
+        log_probs = logprob.token_log_probs((hidden @ weight.T + bias).float(), token_ids, temperature=temperature).log_probs
+        sequence_log_probs(log_probs, mask, sequence_ids=sequence_ids, ...)
+
+    Finding the trained tokens waits for the device once. Operations, memory and precision of the rest are those of
+    `logprob.linear_token_log_probs` over the trained tokens, whose hidden states are gathered: trained x H in the hidden's
+    dtype, and as much again for their gradient.
+    """
+    function = "linear_sequence_log_probs"
+    if not isinstance(token_ids, Tensor):
+        checks.tensor(function, "token_ids", token_ids)
+    shape = tuple(token_ids.shape)
+    if not isinstance(hidden, Tensor) or tuple(hidden.shape[:-1]) != shape:
+        checks.fail(
+            function,
+            "hidden",
+            f"{(*shape, 'H')} float",
+            hidden,
+            "pass one hidden state a token",
+            error=ValueError if isinstance(hidden, Tensor) else TypeError,
+        )
+    sequences = _sequences(function, shape, sequence_ids, sequences, hidden.device, mask)
+    rows = mask.reshape(-1).nonzero()[:, 0]
+    if sequence_ids is None:
+        ids = torch.div(rows, max(shape[-1], 1), rounding_mode="floor")
+    else:
+        ids = sequence_ids.reshape(-1)[rows]
+    if isinstance(temperature, Tensor) and temperature.dim():
+        checks.tensor(function, "temperature", temperature, shape=shape, fix="pass a float or one number a token")
+        temperature = temperature.reshape(-1)[rows]
+    # The gradient of a gather by distinct rows is a scatter: what lies between them stays exactly 0.
+    gathered = hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows)
+    log_probs = linear_token_log_probs(
+        gathered, head, token_ids.reshape(-1)[rows], temperature=temperature, chunk_bytes=chunk_bytes, invariant=invariant
+    ).log_probs
+    log_probs = _weighted(function, log_probs, token_weights, mask, rows)
+    return SequenceLogProbs(segment_sum(log_probs, ids, sequences), segment_sum(torch.ones_like(log_probs), ids, sequences))
+
+
+def _sequences(function: str, shape: tuple[int, ...], sequence_ids, sequences, device, mask) -> int:
+    """How many sequences there are, after the checks that both functions share."""
+    if len(shape) not in (1, 2):
+        checks.fail(
+            function, "the tokens' shape", "(B, T) or packed (N,)", f"{shape} has {len(shape)} dimensions", "flatten further dimensions"
+        )
+    checks.mask(function, mask, shape, device)
+    if sequence_ids is None:
+        if len(shape) == 1:
+            checks.fail(
+                function,
+                "sequence_ids",
+                f"given as {shape} int64 for packed tokens",
+                None,
+                "number the sequences from 0, one number a token",
+            )
+        if sequences is not None and sequences != shape[0]:
+            checks.fail(function, "sequences", f"None or {shape[0]}, the number of rows", sequences, "leave it out, or give sequence_ids")
+        return shape[0]
+    checks.tensor(
+        function,
+        "sequence_ids",
+        sequence_ids,
+        shape=shape,
+        dtypes=(torch.int64,),
+        device=device,
+        fix="give every token the number of its sequence",
+    )
+    if isinstance(sequences, bool) or not isinstance(sequences, int) or sequences < 1:
+        checks.fail(
+            function,
+            "sequences",
+            "the number of sequences (>= 1) where sequence_ids is given",
+            sequences,
+            "pass it: asking the device for the largest number would wait for it",
+        )
+    if checks.full_validation():
+        trained = sequence_ids[mask]
+        if trained.numel() and (int(trained.min()) < 0 or int(trained.max()) >= sequences):
+            found = f"numbers from {int(trained.min())} to {int(trained.max())}"
+            checks.fail(
+                function,
+                "sequence_ids",
+                f"in 0 .. {sequences - 1} at trained tokens",
+                found,
+                "renumber them with anchor.group_ids, or raise `sequences`",
+            )
+    return sequences
+
+
+def _weighted(function: str, kept: Tensor, weights: Tensor | None, mask: Tensor, rows: Tensor | None = None) -> Tensor:
+    if weights is None:
+        return kept
+    checks.tensor(
+        function, "token_weights", weights, shape=tuple(mask.shape), dtypes=checks.FLOATS, device=kept.device, fix="pass one weight a token"
+    )
+    weights = weights.detach().to(kept.dtype)
+    return kept * (torch.where(mask, weights, 0) if rows is None else weights.reshape(-1)[rows])

@@ -1,0 +1,74 @@
+"""Sizes past 32 bits, tables that grow, and what memory a state costs."""
+
+import ctypes
+import mmap
+import sys
+
+import pytest
+import torch
+
+from gigpo_fast import anchor
+from gigpo_fast.anchor import native, rows
+from tests.anchor_helpers import KEY, build_kernels, native_or_skip
+
+# xxhash 4.1.0, fed piece by piece: xxhash.xxh3_128(seed=3) over 2**32 + 123 zero bytes
+GOLD_LENGTH, GOLD = (1 << 32) + 123, 0x4AD51ADAF20A3D780474CF9DF40E0CC5
+
+
+def zeros(count: int) -> torch.Tensor:
+    """Bytes that take no memory as long as they are only read."""
+    return torch.frombuffer(mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="maps memory, and asks how much is in use, as Linux does it")
+
+
+@linux
+def test_a_state_of_more_than_4_gibibytes_hashes_as_its_pieces_do(tmp_path):
+    library, out, data = build_kernels(tmp_path), (ctypes.c_uint64 * 2)(), zeros(GOLD_LENGTH)
+    library.host_fingerprint(ctypes.c_void_p(data.data_ptr()), ctypes.c_int64(GOLD_LENGTH), ctypes.c_uint64(3), out)
+    assert out[0] | out[1] << 64 == GOLD
+
+
+@linux
+def test_states_past_2_to_the_31_and_32():
+    native_or_skip()
+    width, data = 2**31 + 5, zeros(2**32 + 11)
+    data[-1] = 1
+    starts = torch.tensor([0, 1, 2**31 + 6, 2**32 + 3, 2**32 + 3])
+    lengths = torch.tensor([width, width, width, 8, 7])
+    found = native.group(rows.Packed(data, starts, lengths), None, bytes_decide=True, key=KEY)
+    assert found.ids.tolist() == [0, 0, 1, 2, 3]  # the third ends in the 1, and so does the fourth
+    fixed = native.group(rows.FixedWidth(data[: 2 * 2**31], 2, 2**31), None, bytes_decide=True, key=KEY)
+    assert fixed.ids.tolist() == [0, 0]
+
+
+@linux
+def test_offsets_past_2_to_the_32():
+    values = zeros(2**32 + 3)
+    values[-1] = 1
+    offsets = torch.tensor([0, 2**32 + 1, 2**32 + 2, 2**32 + 3])
+    assert anchor.group_states((values, offsets)).ids.tolist() == [0, 1, 2]
+
+
+@linux
+@pytest.mark.parametrize("different", [1.0, 0.1])
+def test_bytes_a_state(different):
+    """Beside the states, and with the result, at most 48 bytes a state, even if all differ. (A Python list is not counted: its objects are.)"""
+    from bench.timing import peak_bytes
+
+    native_or_skip()
+    count = 1 << 21
+    states = (torch.randperm(count) % int(count * different)).view(-1, 1)
+    anchor.group_states(states[:1000])
+    used = peak_bytes(lambda: anchor.group_states(states))
+    if used is None:
+        pytest.skip("the kernel does not let a process reset its high-water mark")
+    assert used / count <= 48, used / count
+    assert used / count >= 8  # the ids alone
+
+
+def test_a_table_that_grows_many_times():
+    states = torch.arange(300_000).repeat(2)
+    found = anchor.group_states(states)
+    assert torch.equal(found.ids, states) and found.counts.eq(2).all() and torch.equal(found.first_row, torch.arange(300_000))

@@ -1,0 +1,28 @@
+"""What TRL's preference trainers and the authors of INPO, CPL, RPO, EGPO, f-DPG and arXiv 2404.14367 recorded: all of it agrees."""
+
+import re
+
+import pytest
+
+from tests.oracles import runner
+from tests.test_oracles import ORACLES
+
+FILES = [
+    ("frameworks", "trl_dpo", 73, 0),
+    ("frameworks", "trl_experimental_preference", 9, 0),
+    ("papers", "comal_inpo_ipo_dpo", 16, 0),
+    ("papers", "cpl", 14, 1),  # ties
+    ("papers", "egpo", 28, 0),
+    ("papers", "fdpg", 24, 0),
+    ("papers", "rpo", 19, 0),
+    ("papers", "understanding_rlhf", 18, 0),
+]
+
+
+@pytest.mark.parametrize("folder, file, count, excluded", FILES, ids=[file for _, file, _, _ in FILES])
+def test_recorded_answers(folder, file, count, excluded, capsys):
+    code = runner.main([str(ORACLES / folder), "--only", f"{file}="])
+    printed = capsys.readouterr().out
+    found = re.match(rf"{file}: {count - excluded} of {count} agree, worst error (\S+) of its tolerance\n", printed)
+    assert code == 0 and found and 0 < float(found[1]) <= 1, printed
+    assert "disagrees" not in printed and "not supported" not in printed
