@@ -140,7 +140,7 @@ LIST_PEERS: dict[str, Callable] = {
 
 
 def by_public_steps(states: list[str], group: list[str]) -> np.ndarray:
-    """What GiGPO's public implementation does: task by task, its rows found by comparing all labels, then a dictionary and a uuid a state."""
+    """What GiGPO's public implementation does: task by task, rows found by comparing all labels; a dictionary, and a uuid a state."""
     labels, observations, names = np.array(group, dtype=object), np.array(states, dtype=object), np.empty(len(states), dtype=object)
     for task in np.unique(labels):
         places = np.where(labels == task)[0]
@@ -181,7 +181,9 @@ def by_xxhash_of_rows(rows: np.ndarray):
 def by_pyarrow_of_rows(rows: np.ndarray):
     pyarrow = pytest.importorskip("pyarrow", reason="pip install pyarrow")
     kind = pyarrow.binary(rows.shape[1])
-    return pyarrow.FixedSizeBinaryArray.from_buffers(kind, len(rows), [None, pyarrow.py_buffer(rows)]).dictionary_encode().indices.to_numpy()
+    return (
+        pyarrow.FixedSizeBinaryArray.from_buffers(kind, len(rows), [None, pyarrow.py_buffer(rows)]).dictionary_encode().indices.to_numpy()
+    )
 
 
 def by_pandas_of_rows(rows: np.ndarray):

@@ -81,9 +81,7 @@ def test_public_implementation(benchmark, report_ratio, request, steps):
     assert peers.same_groups(peers.by_public_steps(states, group), anchor.group_states(states, group).ids)
     mine = [peers.texts(rows) for _ in range(4)]
     benchmark.group = f"list of str in tasks of 256, {size}"
-    ratio = paired(
-        benchmark, lambda: peers.by_public_steps(states, group), lambda: anchor.group_states(mine.pop(), group), rounds=3
-    )
+    ratio = paired(benchmark, lambda: peers.by_public_steps(states, group), lambda: anchor.group_states(mine.pop(), group), rounds=3)
     report_ratio(f"{benchmark.group}: {ratio:7.1f} x the public GiGPO steps")
 
 
@@ -144,7 +142,9 @@ def test_what_an_enemy_can_do(benchmark, report_ratio, request, form):
     benchmark.group = f"{form}, {size}, distributions"
     benchmark.pedantic(anchor.group_states, args=(kinds["uniform"],), rounds=3)
     for name, seconds in best.items():
-        report_ratio(f"{form}, {size}, {name}: {seconds / size.states * 1e9:6.0f} ns a state, {seconds / best['uniform']:5.2f} x as long as uniform")
+        report_ratio(
+            f"{form}, {size}, {name}: {seconds / size.states * 1e9:6.0f} ns a state, {seconds / best['uniform']:5.2f} x as long as uniform"
+        )
 
 
 @pytest.mark.parametrize("size", [Size(100_000, 200), Size(20_000, 2048)], ids=str)
@@ -176,7 +176,9 @@ def test_share_of_the_copy_bandwidth(benchmark, report_ratio, sized, device, siz
         torch.cuda.synchronize()
 
     benchmark.group = f"on the device, {size}"
-    ratio = paired(benchmark, lambda: finished(lambda: copy.copy_(states)), lambda: finished(lambda: anchor.group_states(states)), rounds=20)
+    ratio = paired(
+        benchmark, lambda: finished(lambda: copy.copy_(states)), lambda: finished(lambda: anchor.group_states(states)), rounds=20
+    )
     report_ratio(f"{benchmark.group}, {told(benchmark.extra_info['ours_median_seconds'], size)}: {ratio:7.2f} x a copy of the states")
 
 
@@ -189,4 +191,6 @@ def test_memory(benchmark, report_ratio, sized, device, size, distribution):
     anchor.group_states(states[:1000])
     used = peak_bytes(lambda: anchor.group_states(states), device)
     benchmark.pedantic(anchor.group_states, args=(states,), rounds=1)
-    report_ratio(f"memory, rows of a buffer, {size}, {distribution}: {'unknown' if used is None else round(used / size.states, 1)} B a state")
+    report_ratio(
+        f"memory, rows of a buffer, {size}, {distribution}: {'unknown' if used is None else round(used / size.states, 1)} B a state"
+    )

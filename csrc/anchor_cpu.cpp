@@ -144,7 +144,7 @@ i64 group_list(PyObject* list, const i64* group, i64* ids, const anchor::Options
     PyObject* object = soon[i % kObjectsAhead];
     if (i + kObjectsAhead < total) ask(i + kObjectsAhead);
     reading = read_object(object, held, starts[size_t(i)], lengths[size_t(i)]);
-    if (reading == Reading::kDone && rows.length(i) > asked) anchor::prefetch_bytes(rows.bytes(i), rows.length(i));
+    if (threads == 1 && reading == Reading::kDone && rows.length(i) > asked) anchor::prefetch_bytes(rows.bytes(i), rows.length(i));
     return reading == Reading::kDone;
   };
   for (i64 i = 0; i < std::min(total, kObjectsAhead); ++i) ask(i);

@@ -6,6 +6,8 @@
 // Like anchor_table.h it needs neither torch nor Python.
 #pragma once
 
+#include <numeric>
+
 #include "anchor_table.h"
 #include "anchor_threads.h"
 
@@ -56,15 +58,14 @@ class Grouper {
   // Makes ids dense, numbered by first occurrence; returns how many there are.
   i64 finish() {
     if (runs_.size() > 1) sharing_(i64(runs_.size()), [&](i64 part) { merge(size_t(part)); });
-    std::vector<i64> aside;
+    Entries aside;
     for (const Table& table : runs_[0].tables) {
-      aside.insert(aside.end(), table.set_aside().rows.begin(), table.set_aside().rows.begin() + table.set_aside().count);
+      for (i64 k = 0; k < table.set_aside().count; ++k) aside.push(table.set_aside().rows[size_t(k)], 0);
     }
     runs_.clear();
-    if (rows_.count > kMostRows) {
-      for (i64 i = 0; i < rows_.count; ++i) aside.push_back(i);
-    }
-    if (!aside.empty()) group_set_aside(aside);
+    std::vector<i64> left = aside.count > 0 ? set_aside_again(aside) : std::vector<i64>();
+    if (rows_.count > kMostRows) left.resize(size_t(rows_.count)), std::iota(left.begin(), left.end(), i64(0));
+    if (!left.empty()) group_by_sorting(left);
     i64 found = 0;
     for (i64 i = 0; i < rows_.count; ++i) {  // ids_[i] is an earlier row of the same state, whose id is known by now, or i itself
       const bool first = ids_[i] == i;
@@ -133,6 +134,25 @@ class Grouper {
     }
   }
 
+  Fingerprint hashed_again(i64 row) const {
+    return truncated(siphash(rows_.bytes(row), rows_.length(row), options_.sip_key[0], options_.sip_key[1]), options_.hash_bits);
+  }
+
+  // Somebody made these states collide: they are hashed again by a pseudorandom function of their bytes, which nobody can foresee, and
+  // entered into a table by that. Returns the rows that even this table has no place for.
+  std::vector<i64> set_aside_again(Entries& aside) {
+    constexpr i64 kPart = 4096;
+    sharing_((aside.count + kPart - 1) / kPart, [&](i64 part) {
+      for (i64 k = part * kPart; k < std::min(aside.count, (part + 1) * kPart); ++k) {
+        const i64 row = aside.rows[size_t(k)];
+        aside.hashes[size_t(k)] = u32((hashed_again(row).low + u64(rows_.label(row)) * kPrimeE) * kPrimeA >> 32);
+      }
+    });
+    Table table;
+    table.enter(same_, aside, ids_);
+    return {table.set_aside().rows.begin(), table.set_aside().rows.begin() + table.set_aside().count};
+  }
+
   struct Aside {
     Fingerprint print;
     i64 label, row;
@@ -145,33 +165,11 @@ class Grouper {
     }
   };
 
-  // Somebody made these states collide: they are hashed again by a pseudorandom function of their bytes, which nobody can foresee, and
-  // entered into a table by that.
-  void group_set_aside(const std::vector<i64>& aside) {
-    std::vector<Aside> rows(aside.size());
-    constexpr i64 kPart = 4096;
-    sharing_((i64(rows.size()) + kPart - 1) / kPart, [&](i64 part) {
-      for (size_t k = size_t(part * kPart); k < std::min(rows.size(), size_t((part + 1) * kPart)); ++k) {
-        const Fingerprint print = siphash(rows_.bytes(aside[k]), rows_.length(aside[k]), options_.sip_key[0], options_.sip_key[1]);
-        rows[k] = {truncated(print, options_.hash_bits), rows_.label(aside[k]), aside[k]};
-      }
-    });
-    if (rows_.count <= kMostRows) rows = set_aside_again(std::move(rows));
-    if (!rows.empty()) group_by_sorting(std::move(rows));
-  }
-
-  std::vector<Aside> set_aside_again(std::vector<Aside> rows) {
-    Entries entries;
-    for (const Aside& row : rows) entries.push(u32(row.row), u32((row.print.high + u64(row.label) * kPrimeE) * kPrimeA >> 32));
-    Table table;
-    table.enter(same_, entries, ids_);
-    rows.erase(std::remove_if(rows.begin(), rows.end(), [&](const Aside& row) { return ids_[row.row] >= 0; }), rows.end());
-    return rows;
-  }
-
-  // What even that does not tell apart (or cannot, because there are too many rows to number them in a table) is sorted, which no input can
-  // slow down, and compared with the states that agree in the hash: one, or as many as tests that cut the hash bring about.
-  void group_by_sorting(std::vector<Aside> rows) {
+  // The last resort, also for more rows than a table can number: sorted by the second hash, which no input can slow down, rows are compared
+  // with the states that agree in it: one, or as many as tests that cut the hash bring about.
+  void group_by_sorting(const std::vector<i64>& left) {
+    std::vector<Aside> rows;
+    for (const i64 row : left) rows.push_back({hashed_again(row), rows_.label(row), row});
     std::sort(rows.begin(), rows.end());
     std::vector<i64> firsts;  // of the states that agree with the row before
     for (size_t k = 0; k < rows.size(); ++k) {

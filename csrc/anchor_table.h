@@ -3,7 +3,8 @@
 // A slot holds 32 bits of a row's hash and the row's number, eight slots a cache line. The hash only filters; bytes decide. Everything
 // that a row will touch is asked for a few rows ahead, because a state's bytes, its table line and the earlier row that it may equal lie
 // in three places of memory, and waiting for them one by one costs ten times what the arithmetic does.
-// Rows are entered in order, so the row kept for a state is its first one. What states an enemy could have made collide are set aside (see Table::find) and grouped by anchor_fallback.h.
+// Rows are entered in order, so the row kept for a state is its first one. Where an enemy could have made states collide, rows are set
+// aside (see find), for anchor_group.h to hash again.
 #pragma once
 
 #include <algorithm>
@@ -12,6 +13,10 @@
 #include <vector>
 
 #include "anchor_siphash.h"
+
+#ifndef ANCHOR_COUNT  // tests count how often it happens
+#define ANCHOR_COUNT(what)
+#endif
 
 namespace anchor {
 
@@ -57,6 +62,7 @@ struct Sameness {
   std::unique_ptr<Fingerprint[]> prints;
 
   bool operator()(i64 a, i64 b) const {
+    ANCHOR_COUNT(comparisons);
     if (rows.tag(a) != rows.tag(b) || rows.label(a) != rows.label(b)) return false;
     if (!bytes_decide) return prints[size_t(a)].low == prints[size_t(b)].low && prints[size_t(a)].high == prints[size_t(b)].high;
     const u8 *p = rows.bytes(a), *q = rows.bytes(b);
@@ -156,6 +162,7 @@ class Table {
     int others = 0;
     u32 at = hash & mask_;
     for (int probe = 0; probe < kLines; ++probe, at = (at + step(hash)) & mask_) {
+      ANCHOR_COUNT(lines);
       Line& line = lines_[at];
       for (unsigned alike = line.alike(hash); alike != 0; alike &= alike - 1) {
         const u32 earlier = line.row[__builtin_ctz(alike)];

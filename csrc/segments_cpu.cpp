@@ -18,7 +18,7 @@ using namespace gigpo_segments;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr i64 kGrain = i64(1) << 14;  // rows below which another thread does not pay
+constexpr i64 kGrain = i64(1) << 16;  // rows below which another thread does not pay
 
 template <class T>
 T* column(const Tensor& t, ScalarType type, i64 rows) {

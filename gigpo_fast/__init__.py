@@ -17,7 +17,20 @@ import importlib
 from .checks import validation
 
 __version__ = "0.1.0"
-__all__ = ["advantage", "anchor", "backend", "distributed", "logprob", "loss", "objective", "recipes", "reward", "testing", "validation"]
+__all__ = [
+    "advantage",
+    "anchor",
+    "backend",
+    "distributed",
+    "logprob",
+    "loss",
+    "objective",
+    "pairwise",
+    "recipes",
+    "reward",
+    "testing",
+    "validation",
+]
 
 
 def __getattr__(name: str):

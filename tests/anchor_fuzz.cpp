@@ -12,6 +12,8 @@
 namespace {
 
 using namespace anchor;
+
+constexpr i64 kKernelsEvery = 8;  // cases: the kernels take much longer than the tables
 using Ids = std::vector<i64>;
 
 // A buffer that begins on a 16-byte boundary and ends on one, like a device's, and not a byte later, so that a sanitizer sees more.
@@ -68,7 +70,8 @@ Ids by_map(const Case& given) {
 
 Ids by_tables(const Case& given, const u8* data, const Ids& starts, const Ids& lengths) {
   const i64 count = i64(given.states.size());
-  const Rows rows = {reinterpret_cast<u64>(data), starts.data(), lengths.data(), 0, 0, given.labelled ? given.labels.data() : nullptr, count};
+  const i64* labels = given.labelled ? given.labels.data() : nullptr;
+  const Rows rows = {reinterpret_cast<u64>(data), starts.data(), lengths.data(), 0, 0, labels, count};
   Ids ids(given.states.size(), -7);
   Grouper grouper(rows, {1, {2, 3}, given.hash_bits, true}, int(given.threads), ids.data());
   if (given.threads == 1) {
@@ -95,9 +98,12 @@ Ids by_kernels(const Case& given, const u8* data, const Ids& starts, const Ids& 
   int counters[kCounters] = {0, 0};
   const auto place = [](auto* p) { return const_cast<void*>(static_cast<const void*>(p)); };
   void* const labels = given.labelled ? place(given.labels.data()) : nullptr;
-  void* hash[] = {place(settings.data()), place(data), place(starts.data()), place(lengths.data()), prints.data(), long_rows.data(), counters};
-  void* enter[] = {hash[0], hash[1], hash[2], hash[3], labels, prints.data(), table.data(), first_row.data(), slots.data(), counters, long_rows.data()};
-  void* rehash[] = {hash[0], hash[1], hash[2], hash[3], slots.data(), prints.data()};
+  void *const told = place(settings.data()), *const bytes = place(data), *const from = place(starts.data());
+  void *const length = place(lengths.data()), *const print = prints.data(), *const slot = slots.data();
+  void *const long_list = long_rows.data(), *const count_them = counters;
+  void* hash[] = {told, bytes, from, length, print, long_list, count_them};
+  void* enter[] = {told, bytes, from, length, labels, print, table.data(), first_row.data(), slot, count_them, long_list};
+  void* rehash[] = {told, bytes, from, length, slot, print};
   shim::launch(shim::kFingerprint, hash, blocks, threads);
   shim::launch(shim::kFingerprintLong, hash, blocks, threads);
   shim::launch(shim::kEnter, enter, blocks, threads);
@@ -146,7 +152,7 @@ int main(int count, char** arguments) {
     for (size_t i = 0; i < given.states.size(); ++i) std::memcpy(buffer.bytes + starts[i], given.states[i].data(), given.states[i].size());
     const Ids expected = by_map(given);
     if (by_tables(given, buffer.bytes, starts, lengths) != expected) return failed("tables", cases);
-    if (by_kernels(given, buffer.bytes, starts, lengths, 2, 64) != expected) return failed("kernels", cases);
+    if (cases % kKernelsEvery == 0 && by_kernels(given, buffer.bytes, starts, lengths, 2, 64) != expected) return failed("kernels", cases);
     rows += i64(given.states.size());
   }
   std::printf("%lld cases, %lld rows\n", static_cast<long long>(cases), static_cast<long long>(rows));

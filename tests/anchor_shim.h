@@ -1,7 +1,7 @@
 // Runs the kernels of csrc/anchor_cuda.cu on a CPU, for tests. Blocks run at once, so the races on the table are real.
 //
-// Threads are fibers, a block's in one thread of the system: fast, and a warp operation or barrier that some thread misses, which on a device
-// hangs or goes wrong silently, ends the program. With ANCHOR_OS_THREADS they are threads of the system, for race detectors.
+// Threads are fibers, a block's in one thread of the system: fast, and a warp operation or barrier that some thread misses, which on a
+// device hangs or goes wrong silently, ends the program. With ANCHOR_OS_THREADS they are threads of the system, for race detectors.
 #pragma once
 
 #include <atomic>

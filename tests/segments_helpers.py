@@ -10,7 +10,7 @@ import torch
 from gigpo_fast import backend, segments
 
 getcontext().prec = 60
-KINDS = ("ordinary", "wide", "counts", "offset", "largest", "smallest", "not finite")
+KINDS = ("ordinary", "wide", "counts", "offset", "cancelling", "largest", "smallest", "not finite")
 RESULTS = ("count", "mean", "std", "flat", "number")
 
 
@@ -23,8 +23,10 @@ def numbers(kind, rows, generator):
         values = torch.randint(0, 3, (rows,), generator=generator).double()
     elif kind == "offset":  # a spread of 1e-6 around 1e6
         values = 1e6 + 1e-6 * values
-    elif kind == "largest":
-        values *= 1e307
+    elif kind == "cancelling":  # what remains of large numbers shows the last bits of the integers
+        values = torch.where(torch.rand(rows, generator=generator) < 0.5, values.sign(), 2.0**-35 * values)
+    elif kind == "largest":  # the sum of two of them is infinite
+        values = 1.7e308 * torch.rand(rows, dtype=torch.float64, generator=generator)
     elif kind == "smallest":  # most are subnormal
         values *= 1e-308
     elif kind == "not finite":

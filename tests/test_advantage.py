@@ -60,6 +60,15 @@ def test_rows_of_a_trajectory_may_differ():
     near(advantage.leave_one_out_advantages(scores, task, trajectory=trajectory), [1.5, 0.5, -1.0])
 
 
+def test_a_lone_trajectory_whose_rows_differ():
+    """Compared with its own mean its rows would not be 0; with nothing to compare with, they are."""
+    scores, trajectory, task = torch.tensor([1.0, 0.0]), torch.tensor([3, 3]), torch.zeros(2, dtype=torch.int64)
+    for scale in (None, "std"):
+        assert advantage.group_advantages(scores, task, trajectory=trajectory, scale=scale).tolist() == [0.0, 0.0]
+    raw = GroupStatistics(singleton="raw")
+    assert advantage.group_advantages(scores, task, trajectory=trajectory, statistics=raw).tolist() == [1.0, 0.0]
+
+
 def test_verl_agent_conventions():
     # Two tasks; the second is one row with score 5, which passes through.
     scores, returns = torch.tensor([1.0, 1.0, 0.0, 5.0]), torch.tensor([0.9, 1.0, 0.0, 5.0])

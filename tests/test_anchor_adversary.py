@@ -1,5 +1,6 @@
 """States made to collide: the ids stay right, the work stays bounded, and what was set aside is sorted by a hash that nobody can foresee."""
 
+import ctypes
 import random
 
 import pytest
@@ -90,6 +91,27 @@ def test_kernels_set_aside_whole_states_and_honest_ones_never(kernels):
     assert asked == []
     assert_groups(group(crafted_states(SEED, 100) * 3), reference.group_states(crafted_states(SEED, 100) * 3))
     assert asked == [3 * 98]  # the table takes two states of one fingerprint
+
+
+@pytest.mark.parametrize("kind", ["uniform", "Zipf", "all equal", "all different", "crafted"])
+def test_work_a_state_is_bounded(kernels, kind):
+    """Counted, not timed: no distribution of states, and no enemy, gets more than three comparisons or lines of a table a row."""
+    draw, count = random.Random(0), 20_000
+    number = {
+        "uniform": lambda row: draw.randrange(count // 10),
+        "Zipf": lambda row: int(1 / (1 - draw.random())),
+        "all equal": lambda row: 0,
+        "all different": lambda row: row,
+        "crafted": lambda row: draw.randrange(count // 10),
+    }[kind]
+    crafted = crafted_states(SEED, count // 10) if kind == "crafted" else None
+    states = [crafted[number(row)] if crafted else number(row).to_bytes(64, "little") for row in range(count)]
+    found = (ctypes.c_long * 2)()
+    kernels.count_work(b"".join(states), ctypes.c_int64(count), ctypes.c_int64(64), ctypes.c_uint64(SEED), found)
+    comparisons, lines = (total / count for total in found)
+    assert comparisons <= 5 if kind == "crafted" else comparisons <= 1.1, comparisons
+    assert lines <= 3, lines
+    assert kind == "all different" or comparisons > 0.5
 
 
 def test_labels_tell_states_apart_among_those_set_aside(kernels):

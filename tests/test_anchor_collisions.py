@@ -36,7 +36,7 @@ def ramp(length: int, start: int = 0) -> bytes:
 
 @pytest.mark.parametrize("bits", BITS)
 def test_prefixes_of_every_length_differ(kernels, bits):
-    lengths = [*range(258), 511, 512, 513, 1023, 1024, 1025, 1087, 1088, 1089, 4095, 4096, 4097]
+    lengths = [*range(258), 511, 512, 513, 1023, 1024, 1025, 1087, 1088, 1089, 4095, 4096, 4097, 8191, 8192, 8193, 9300]
     check([ramp(length) for length in lengths] * 2, kernels, bits)
 
 
@@ -45,8 +45,8 @@ def test_trailing_zeros_differ(kernels, bits):
     check([b"state" + bytes(count) for count in range(40)] + [bytes(count) for count in range(40)], kernels, bits)
 
 
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("length", [1, 3, 4, 8, 9, 16, 17, 64, 128, 129, 240, 241, 1024, 1025, 4097])
+@pytest.mark.parametrize("bits", [*BITS, 0])
+@pytest.mark.parametrize("length", [1, 3, 4, 8, 9, 16, 17, 64, 128, 129, 240, 241, 1024, 1025, 4097, 8193, 20_001])
 def test_one_bit_differs(kernels, bits, length):
     base = ramp(length)
     places = sorted({0, 1, length // 2, length - 2, length - 1} & set(range(length)))
@@ -59,6 +59,13 @@ def test_more_collisions_than_a_probe_sequence(kernels, bits):
     check([f"{number}".encode() for number in range(300)] * 2, kernels, bits)
 
 
+@pytest.mark.parametrize("bits", [0, 1])
+def test_no_hash_is_reserved(kernels, bits):
+    """With one bit, or none, every hash is 0 or 1: what marks a free slot or a missing row must not be among them."""
+    check([b"", b"\0", b"a", b"", b"\0\0", b"a", b"b"] * 3, kernels, bits)
+    check([b"same"] * 9, kernels, bits)
+
+
 @pytest.mark.parametrize("bits", BITS)
 def test_one_state_in_many_groups(kernels, bits):
     check([b"same"] * 300, kernels, bits, group=[(number * 2**55) % 2**62 - 2**61 for number in range(150)] * 2)
@@ -66,7 +73,7 @@ def test_one_state_in_many_groups(kernels, bits):
 
 @pytest.mark.parametrize("gap", range(16))
 def test_alignment_does_not_matter(kernels, gap):
-    states = [ramp(length, start) for length in (0, 3, 7, 8, 16, 33, 240, 241, 500, 1100) for start in (0, 1)] * 2
+    states = [ramp(length, start) for length in (0, 3, 7, 8, 16, 33, 240, 241, 500, 1100, 8300) for start in (0, 1)] * 2
     check(states, kernels, 128, gap=gap)
 
 

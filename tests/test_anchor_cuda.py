@@ -94,6 +94,14 @@ def test_blocks_cover_the_rows_and_no_more_than_fill_the_device():
     assert [cuda.blocks(total, 132) for total in (1, 8, 9, 10**7)] == [1, 1, 2, 132 * 16]
 
 
+def test_no_rows_launch_nothing():
+    def never(*arguments):
+        raise AssertionError("launched")
+
+    found = cuda.group_with(cuda.Kernels(never, never), packed([]), None, bytes_decide=True, key=KEY, blocks=1)
+    assert [part.tolist() for part in found] == [[], [], []] and found.ids.dtype == torch.int64
+
+
 def test_why_not_gives_a_reason_instead_of_failing(monkeypatch):
     assert cuda.why_not(torch.device("cpu")) == "the CUDA kernels need a CUDA device"
     cuda._why_not_on.cache_clear()

@@ -123,7 +123,7 @@ def test_scope_and_needs():
     (lambda: PolicyObjective(surrogate="clip"), "PolicyObjective: surrogate must be a Surrogate block, got 'clip'"),
     (lambda: PolicyObjective(ratio=None), "PolicyObjective: ratio must be a Ratio block, got None"),
     (lambda: PolicyObjective(divergence=K3()), r"PolicyObjective: divergence must be a KLPenalty block, got K3"),
-    (lambda: recipe("ppo"), "recipe: name must be one of .*'gigpo'.* got 'ppo'; or compose a PolicyObjective"),
+    (lambda: recipe("pgo"), "recipe: name must be one of .*'gigpo'.* got 'pgo'; or compose a PolicyObjective"),
     (lambda: recipe("grpo", clip=0.2), r"recipe: 'grpo' takes the settings .*'clip_low'.*, got \['clip'\]"),
 ])  # fmt: skip
 def test_wrong_settings_are_refused(make, message):

@@ -101,6 +101,12 @@ def test_sums_against_the_reference(path, gamma, labels):
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_without_a_future_infinity_stays_where_it_is(path):
+    values, counted, order, segment = batch("not finite", 300, 3)
+    assert torch.equal(sums(path, (values, counted, order, segment), 0.0).nan_to_num(nan=0.5), values.nan_to_num(nan=0.5))
+
+
+@pytest.mark.parametrize("path", PATHS)
 @given(st.lists(st.tuples(st.sampled_from(FAR), st.integers(-2, 2), st.sampled_from(FAR), st.booleans()), min_size=1, max_size=40))
 def test_sorting_against_python(path, rows):
     columns = [torch.tensor(column) for column in zip(*rows, strict=True)]
@@ -118,9 +124,9 @@ def test_sorting_against_python(path, rows):
 def test_a_large_sort_is_the_stable_one(bits):
     """Wide keys need several rounds of the radix sort, and several threads share each pass."""
     generator = torch.Generator().manual_seed(bits)
-    label = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1 if bits == 64 else 2 ** (bits - 1), (300_000,), generator=generator)
+    label = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1 if bits == 64 else 2 ** (bits - 1), (700_000,), generator=generator)
     label[::3] = label[1]
-    within = torch.randint(-5, 5, (300_000,), generator=generator)
+    within = torch.randint(-5, 5, (700_000,), generator=generator)
     with backend.use("torch"):
         expected = segments.sort_segments([label], [within])
     for count in (1, 2, 5):

@@ -37,11 +37,12 @@ def moments(
 def standardise(scores: Tensor, group: Moments, scale: str | None, statistics: GroupStatistics) -> Tensor:
     """(S,) float64: scores minus the mean of their group, over its standard deviation if asked; the rules for odd groups applied."""
     centred = scores - group.mean
-    alone = scores if statistics.singleton == "raw" else torch.zeros_like(scores)
     if scale == "std":
-        centred = centred / (group.std + statistics.eps)
-        alone = alone / (1.0 + statistics.eps)
+        centred /= group.std + statistics.eps
         if statistics.zero_variance == "zero":
             # Rows of one trajectory may differ where the counted means do not; over a deviation of 0 they would explode.
-            centred = torch.where(group.flat, 0.0, centred)
+            centred.masked_fill_(group.flat, 0.0)
+    if statistics.singleton == "zero":
+        return centred.masked_fill_(group.count <= 1.0, 0.0)
+    alone = scores / (1.0 + statistics.eps) if scale == "std" else scores
     return torch.where(group.count > 1.0, centred, alone)

@@ -1,0 +1,380 @@
+"""Numbers worked out by hand from the papers, through the recipes: advantages, rewards, losses and their gradients."""
+
+import math
+
+import pytest
+import torch
+
+from gigpo_fast import advantage, reward
+from gigpo_fast.loss import policy_loss
+from gigpo_fast.objective import PolicyObjective, with_value
+from gigpo_fast.pairwise import pairwise_loss
+from gigpo_fast.recipes import recipe
+
+NAN = math.nan
+
+
+def tensor(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def rows(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+ONE = torch.zeros(4, dtype=torch.int64)  # one group
+R = recipe
+
+
+def advantages(name, *arguments, **keywords):
+    return R(name).advantages(*arguments, **keywords)
+
+
+# name of the paper: (what is computed, the numbers), to six places at least
+ADVANTAGES = {
+    "gigpo": lambda: (_gigpo(None), [0.975, 0.5, -0.975, -0.5]),
+    "gigpo, std": lambda: (_gigpo("std"), [1.4142115, 0.7071058, -1.4142115, -0.7071058]),
+    "copg, leave-one-out": lambda: (advantages("rloo", tensor(0.9, 0.05, 0.5), ONE[:3]), [0.625, -0.65, 0.025]),
+    "ton": lambda: (advantages("ton", tensor(2, 1, 1, 0), ONE), [1.2245949, 0, 0, -1.2245949]),
+    "multi_objective_grpo": lambda: (_objectives(False), [0.4548588, -0.4548588, 1.1371471, -1.1371471]),
+    "multi_objective_grpo, each first": lambda: (_objectives(True), [0.3464102, -0.3464102, 0.8660254, -0.8660254]),
+    "retroformer": lambda: (R("retroformer").rewards(tensor(0.2, 0.5, 0.4), ONE[:3])[:2], [0.3, -0.1]),
+    "seed_grpo": lambda: (_seed(), [0.7375, -0.2458333, -0.2458333, -0.2458333]),
+    "open_rs, right": lambda: (_cosine(True), [1.0, 0.75, 0.5]),
+    "open_rs, wrong": lambda: (_cosine(False), [-1.0, -0.75, -0.5]),
+    "text2grad": lambda: (_text2grad(), [1.1462334, -0.6939956, -0.4522378]),
+    "concise_r_length": lambda: (_concise(1, 1, 1, 1), [1.1618950, -0.3872983, 0.3872983, -1.1618950]),
+    "concise_r_length, one wrong": lambda: (_concise(1, 1, 1, 0), [0.5, 0.5, 0.5, -1.5]),
+    "maxmin": lambda: (_maxmin(), [-0.5, 1.5, -0.5, -0.5]),
+    "pixelthink": lambda: (_pixelthink(), [0.491967, 0.710619, -1.475901, 0.273315]),
+    "ui_r1": lambda: (advantages("ui_r1", tensor(3, 2, 1, 0), ONE), [1.161805, 0.387268, -0.387268, -1.161805]),
+    "ui_r1_e": lambda: (
+        tensor(3, 3, 1, 2) + R("ui_r1_e").rewards(torch.tensor([True, True, False, False]), tensor(100, 200, 400, 300), ONE),
+        [3.818182, 3.636364, 0.9, 1.9],
+    ),
+    "rank": lambda: (advantages("rank", tensor(4, 3, 2, 1), ONE), [0.5, 0.166667, -0.166667, -0.5]),
+    "rank, the best alone": lambda: (R("rank", top=1).advantages(tensor(4, 3, 2, 1), ONE), [1, -1 / 3, -1 / 3, -1 / 3]),
+    "ensemble": lambda: (R("ensemble", coefficient=0.5).rewards(rows([1.0], [2.0], [0.0])), [0.5]),
+    "ensemble, best of n": lambda: (R("ensemble", coefficient=0.5, ddof=0).rewards(rows([1.0], [2.0], [0.0])), [0.666667]),
+    "gui_r1": lambda: (
+        R("gui_r1").rewards(rows([1.0, 1.0], [0.0, 1.0], [1.0, 0.0], [0.0, 0.0]), weights=(0.8, 0.2)),
+        [1.0, 0.2, 0.8, 0.0],
+    ),
+    "one_shot_rlvr": lambda: (advantages("one_shot_rlvr", tensor(1, 1, 0, 0), ONE), [0.866024, 0.866024, -0.866024, -0.866024]),
+    "running_baseline": lambda: (_running(), [1.0, 0.9]),
+    "salsa": lambda: (R("salsa").rewards(rows([-1.0, -2.0]), rows([-1.2, -1.5]), torch.ones(1, 2, dtype=torch.bool))[0], [-0.01, 0.025]),
+    "ppo_max": lambda: (_ppo_max(), [0.999516, 0.366603, -1.366119]),
+    "ppo_max, scaling": lambda: (R("ppo_max").rewards(tensor(1, 3, 2), reward.RunningMoments.empty())[0], [1.0, 3.0, 2.0]),
+    "spo_tree": lambda: (_tree(None), [0.25, -0.75, 0.25, 0.25]),
+    "spo_tree, std": lambda: (_tree("std"), [0.577350, -1.732051, 0.577350, 0.577350]),
+    "spo_chain": lambda: (_chain(), [0.25, 0.25, -0.5, -0.5, 0.75, 0.75]),
+    "otc": lambda: (_otc(), [0.801156, 0.500260, -1.444759, 0.143343]),
+    "vision_r1": lambda: (advantages("vision_r1", tensor(1, 0, 0, 0), ONE), [1.499997, -0.499999, -0.499999, -0.499999]),
+    "unigrpo": lambda: (advantages("unigrpo", tensor(2.5, 0.5, 2, 0), ONE), [1.212678, -0.727607, 0.727607, -1.212678]),
+    "dancegrpo": lambda: (advantages("dancegrpo", tensor(1, 0, 0, 0), ONE), [1.5, -0.5, -0.5, -0.5]),
+}
+
+
+def _gigpo(scale):
+    trajectory = torch.tensor([0, 0, 1, 1])
+    found = advantages("gigpo", tensor(0, 1, 0, 0), trajectory, ONE, torch.tensor([0, 1, 0, 2]), scale=scale)
+    return found.advantages
+
+
+def _objectives(first):
+    matrix = rows([1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, 0.0])
+    exact = advantage.GroupStatistics(count="row", eps=0.0)
+    found = R("multi_objective_grpo", normalise_first=first)
+    if first:
+        return found.advantages(matrix, ONE, weights=(0.7, 0.3), statistics=exact)
+    return found.advantages(found.rewards(matrix, weights=(0.7, 0.3)), ONE, statistics=exact)
+
+
+def _seed():
+    centred = advantages("seed_grpo", tensor(1, 0, 0, 0), ONE)
+    entropy = tensor(*[1.1552453] * 4)  # masses .5, .25, .25, each cluster once
+    return centred * advantage.uncertainty_weights(entropy, tensor(4, 4, 4, 4))
+
+
+def _cosine(right):
+    return R("open_rs", max_length=1000).rewards(torch.tensor([right] * 3), tensor(0, 500, 1000))
+
+
+def _text2grad():
+    given, mask = rows([1.0, 0.0, -1.0]), torch.ones(1, 3, dtype=torch.bool)
+    shaped = given - 0.1 * rows([0.2, 0.0, 0.1])
+    plain = advantages("text2grad", shaped, rows([0.1, 0.2, 0.0]), mask).advantages
+    assert plain[0].tolist() == pytest.approx([-0.021525, -1.1595, -1.01])
+    return advantage.whiten(plain, mask)[0]
+
+
+def _concise(*correct):
+    correct, lengths = torch.tensor(correct).bool(), tensor(100, 300, 200, 400)
+    found = R("concise_r_length", coefficient=0.3)
+    shaped = found.rewards(correct.double(), reward.remaining_length(lengths, max_length=500), reward.all_of_group(correct, ONE))
+    return found.advantages(shaped, ONE, statistics=advantage.GroupStatistics(count="row", eps=0.0))
+
+
+def _maxmin():
+    worst = R("maxmin").rewards(rows([1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]))
+    return advantage.group_advantages(worst, ONE, scale="std", statistics=advantage.GroupStatistics(count="row", eps=0.0))
+
+
+def _pixelthink():
+    budget = reward.difficulty_budget(tensor(2, 2, 2, 2), tensor(0, 0, 0, 0))
+    shaped = tensor(3, 3, 0, 3) * R("pixelthink").rewards(tensor(146, 96, 96, 196), budget)
+    assert shaped.tolist() == pytest.approx([2.7, 3.0, 0.0, 2.4])
+    return advantages("pixelthink", shaped, ONE)
+
+
+def _running():
+    baselines, found = torch.zeros(1, dtype=torch.float64), []
+    for _ in range(2):
+        step = advantages("running_baseline", tensor(1.0), torch.tensor([0]), baselines)
+        baselines = step.baselines
+        found.append(step.advantages)
+    return torch.cat(found)
+
+
+def _ppo_max():
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    plain = advantages("ppo_max", rows([-0.002, 0.001, 0.997]), rows([0.2, 0.3, 0.5]), mask)
+    assert plain.advantages[0].tolist() == pytest.approx([0.7374925, 0.67315, 0.497])
+    assert plain.returns[0].tolist() == pytest.approx([0.9374925, 0.97315, 0.997])
+    return advantage.whiten(plain.advantages, mask, statistics=advantage.Whitening(ddof=0, eps=1e-6, eps_in="variance"))[0]
+
+
+def _tree(scale):
+    scores, parent = tensor(NAN, 1, 0, 1, 1), torch.tensor([-1, 0, 0, 0, 0])
+    values = advantage.tree_values(scores.nan_to_num(), parent, depth=1)
+    return R("spo_tree", scale=scale).advantages(values, parent)[1:]
+
+
+def _chain():
+    """Three segments of two tokens, values .5, .75, .25 at their starts and a score of 1."""
+    mask, cuts = torch.ones(1, 6, dtype=torch.bool), torch.tensor([[False, True, False, True, False, False]])
+    values = rows([0.0, 0.75, 0.0, 0.25, 0.0, 0.0])
+    return advantages("spo_chain", values, cuts, tensor(1.0), mask, start_values=tensor(0.5))[0]
+
+
+def _otc():
+    calls, correct = tensor(1, 2, 0, 3), torch.tensor([True, True, False, True])
+    shaped = correct * R("otc").rewards(calls, reward.fewest_calls(calls, correct, ONE))
+    assert shaped.tolist() == pytest.approx([1, 0.866025, 0, 0.707107], abs=1e-6)
+    return advantages("otc", shaped, ONE)
+
+
+@pytest.mark.parametrize("name", ADVANTAGES)
+def test_advantages_and_rewards(name):
+    found, want = ADVANTAGES[name]()
+    assert found.tolist() == pytest.approx(want, abs=6e-7)
+
+
+# name: (objective, log-probs (B, T), advantages, keywords, loss, gradient); the gradient None is the value's own, by finite differences
+A, LP = rows, rows
+LOSSES = {
+    "grpo": lambda: (R("grpo").objective, LP([-1.0, -1.0]), A([1.0, -1.0]), {"old": LP([-1 - math.log(1.5), -1 - math.log(0.5)])}, -0.2, None),
+    "grpo_paper": lambda: (_named("grpo_paper"), LP([-1.0, -1.0], [-2.0, NAN]), A([1.0, 1.0], [-1.0, 0.0]), {"ref": LP([-1.2, -1.2], [-2.0, NAN])},
+                           0.04 * 0.0187308 / 2, None),
+    "disco_b": lambda: (R("disco_b").objective, *_disco(), -0.99994, [[-0.55], [-0.55], [0.45], [0.45]]),
+    "disco": lambda: (R("disco", temperature=1.0).objective, *_disco(), -0.8798255, [[-0.55], [-0.55], [0.6810586], [0.2189414]]),
+    "high_entropy_tokens": lambda: (R("high_entropy_tokens").objective, *_entropies(), -2.0, _only(1, -2.0)),
+    "high_entropy_tokens_trl": lambda: (R("high_entropy_tokens_trl").objective, *_entropies(), -0.4, _only(1, -0.4)),
+    "kl_cov": lambda: (R("kl_cov", fraction=0.25).objective, *_covariances(), -0.0513761, None),
+    "clip_cov": lambda: (R("clip_cov", fraction=0.25, low=0.9).objective, *_covariances(keys=True), 0.1999166, None),
+    "nash_md": lambda: (R("nash_md").objective, LP([-0.5, -1.0]), A([0.3 - 0.1 * 0.2, 0.3 + 0.1 * 0.2]), {}, 0.46, [[-0.28, -0.32]]),
+    "nash_mp": lambda: (R("nash_mp").objective, LP([-5.0]), A([0.7 - 0.5 - 0.1 * 0.3 - 0.2 * 0.1]), {}, 0.75, [[-0.15]]),
+    "dancegrpo": lambda: (R("dancegrpo").objective, LP([math.log(1.0002), math.log(0.9999)]), A([5.0, 5.0]), {"old": LP([0.0, 0.0])}, -5.0, None),
+    "kdrl": lambda: (R("kdrl").objective, LP([-1.0, -2.0]), A([0.5, -0.5]), {"extras": {"teacher_log_probs": LP([-0.6, -2.5])}}, 0.000205, None),
+    "tscac": lambda: (R("tscac").objective, LP([math.log(0.45)]), A([0.0]), {"extras": {"weights": A([math.exp(0.1) * math.sqrt(0.2 * 0.5) / 0.4])}}, 0.697668, None),
+    "dr_po": lambda: (R("dr_po").objective, LP([NAN, NAN, math.log(1.3), math.log(0.7)]), A([0.5, 0.5, 1.0, -1.0]), {"old": A([0.0] * 4)}, -0.2, None),
+    "nft, right": lambda: (_nft(), LP([math.log(1.1)]), A([0.0]), _correct(True), -0.047655, None),
+    "nft, wrong": lambda: (_nft(), LP([math.log(0.9)]), A([0.0]), _correct(False), -0.047655, None),
+    "nft, wrong and clamped": lambda: (_nft(), LP([math.log(1.2)]), A([0.0]), _correct(False), 0.0, [[0.6]]),
+    "nft, wrong with a floor of .1": lambda: (R("nft", floor_negative=0.1).objective, LP([math.log(1.2)]), A([0.0]), _correct(False), 0.111572, [[0.75]]),
+    "one_shot_rlvr": lambda: (R("one_shot_rlvr").objective, LP([-1.0]), A([0.1]), {"ref": LP([-1.2]), "entropy": LP([1.5])}, -0.101481, None),
+    "props": lambda: (R("props").objective, LP([math.log(0.5), math.log(0.9), math.log(1.5)]), A([-1.0] * 3), {"old": A([0.0] * 3)}, 1.033333, None),
+    "ros": lambda: (R("ros").objective, LP([math.log(0.5), math.log(0.9), math.log(1.5)]), A([-1.0] * 3), {"old": A([0.0] * 3)}, 2.9 / 3, None),
+    "spo_chain": lambda: (R("spo_chain", kl_coefficient=0.0).objective, *_spo(), -0.229167, None),
+    "unigrpo": lambda: (R("unigrpo").objective, LP([math.log(1.3), NAN, math.log(1.1)]), A([0.5] * 3), {"old": A([0.0] * 3), "ref": A([0.0] * 3)},
+                        -0.574640, None),
+    "awr": lambda: (R("awr").objective, LP([-1.0, -2.0, -1.5]), A([1.0, 0.0, 0.5]), {}, 2.397121, None),
+    "best_of_n": lambda: (R("best_of_n").objective, LP([-1.0, -2.0, -1.5]), A([1.0, -0.05, -0.05]), {}, 0.825, None),
+    "hypo": lambda: (R("hypo").second, LP([-5.0], [-6.0]), A([-0.7], [0.7]), {}, 0.35, [[0.35], [-0.35]]),
+    "mdpo, surrogate": lambda: (with_value(R("mdpo").objective, "divergence.coefficient", 0.0), LP([0.1, -0.2]), A([1.0, -1.0]), {"old": A([0.0, 0.0])},
+                                -0.1432201, None),
+    "p3o_separate": lambda: (R("p3o_separate").objective, LP([0.1], [-0.3]), A([math.exp(-0.3)], [-math.exp(0.1)]), {"old": A([0.0], [0.0])}, 0.0327030, None),
+    "f_dpg": lambda: (R("f_dpg").objective, LP([-1.0, -0.5]), A([2.0, 2.0]), {"old": LP([-1.2, -0.4])}, math.exp(0.1) * 3.0, [[-2 * math.exp(0.1)] * 2]),
+    "ppo_max, entropy": lambda: (R("ppo_max", entropy_coefficient=1.0).objective, LP([-1.0]), A([0.0]), {"entropy": LP([20.0])}, 15.0, None),
+    "reinforce": lambda: (R("reinforce").objective, LP([-1.0, -2.0]), A([-0.5, 0.25]), {}, 0.0, [[0.25, -0.125]]),
+    "rloo": lambda: (R("rloo").objective, LP([-1.0, -2.0], [-3.0, NAN]), A([1.0, 1.0], [-1.0, 0.0]), {}, 0.0, [[-0.5, -0.5], [0.5, 0.0]]),
+    "gspo": lambda: (R("gspo", clip_low=0.2, clip_high=0.2).objective, LP([0.3, -0.1]), A([1.0, 1.0]), {"old": A([0.0, 0.0])}, -math.exp(0.1), None),
+    "gspo_token": lambda: (R("gspo_token", clip_low=0.2, clip_high=0.2).objective, LP([0.3, -0.1]), A([1.0, 1.0]), {"old": A([0.0, 0.0])}, -math.exp(0.1),
+                           [[-math.exp(0.1) / 2] * 2]),
+    "luspo": lambda: (R("luspo", clip_low=0.2, clip_high=0.2).objective, LP([0.3, -0.1]), A([1.0, 1.0]), {"old": A([0.0, 0.0])}, -2 * math.exp(0.1), None),
+    "gmpo": lambda: (R("gmpo").objective, LP([0.5, -0.1]), A([1.0, 1.0]), {"old": A([0.0, 0.0])}, -math.exp(0.15), None),
+    "cispo": lambda: (R("cispo").objective, LP([math.log(0.5)]), A([1.0]), {"old": LP([math.log(0.25)])}, 1.28 * math.log(2), [[-1.28]]),
+    "cispo_absolute": lambda: (R("cispo_absolute", maximum=1.5).objective, LP([math.log(0.5)]), A([1.0]), {"old": LP([math.log(0.25)])}, 1.5 * math.log(2),
+                               [[-1.5]]),
+    "sapo": lambda: (R("sapo").objective, LP([0.0]), A([2.0]), {"old": LP([0.0])}, -4.0, [[-2.0]]),
+    "vespo": lambda: (R("vespo").objective, LP([-1.0]), A([1.0]), {"old": LP([-1.0])}, 1.0, [[-1.0]]),
+    "tis": lambda: (R("tis").objective, LP([-1.0]), A([1.0]), {"old": LP([-1.0]), "extras": {"rollout_log_probs": LP([-2.0])}}, -2.0, [[-2.0]]),
+    "icepop": lambda: (R("icepop").objective, LP([-1.0, -1.0]), A([1.0, 1.0]), {"old": LP([-1.0, -1.0]), "extras": {"rollout_log_probs": LP([-1.5, -3.0])}},
+                       -math.exp(0.5) / 2, [[-math.exp(0.5) / 2, 0.0]]),
+    "dr_grpo": lambda: (R("dr_grpo", length=10.0).objective, LP([-1.0, -1.0], [-1.0, NAN]), A([1.0, 1.0], [0.5, 0.0]), {}, -0.125, None),
+}  # fmt: skip
+
+
+def _named(name):
+    return R(name).objective
+
+
+def _disco():
+    """One group, one token each; the divergence from the old policy is .0003."""
+    log_probs = LP([-0.4], [-0.6], [-1.0], [-2.0])
+    old = LP([-0.4], [-0.6], [-1.0], [-1.9988])
+    extras = {"group_ids": torch.zeros(4, 1, dtype=torch.int64), "correct": torch.tensor([[True], [True], [False], [False]])}
+    return log_probs, A([0.0], [0.0], [0.0], [0.0]), {"old": old, "extras": extras, "denominator": 1.0}
+
+
+def _entropies():
+    """Token losses -1 ... -5 at ratio 1: the second has the highest entropy of five."""
+    return LP([-1.0] * 5), A([1.0, 2.0, 3.0, 4.0, 5.0]), {"old": LP([-1.0] * 5), "entropy": LP([0.1, 0.9, 0.2, 0.8, 0.3])}
+
+
+def _only(place, value):
+    return [[value if at == place else 0.0 for at in range(5)]]
+
+
+def _covariances(keys=False):
+    extras = {"token_keys": torch.arange(4)[None]} if keys else {}
+    return LP([-0.1, -2.0, -0.2, -1.9]), A([1.0, 1.0, -1.0, -1.0]), {"old": LP([-0.2, -2.1, -0.2, -1.8]), "extras": extras}
+
+
+def _nft():
+    return R("nft").objective
+
+
+def _correct(right, rate=0.5):
+    return {"old": LP([0.0]), "extras": {"correct": torch.tensor([[right]]), "correct_rate": A([rate])}}
+
+
+def _spo():
+    """Old probabilities of six tokens, of which three are below .9."""
+    ratio = tensor(1.1, 1.3, 1.0, 0.7, 1.05, 1.4)
+    old = tensor(0.95, 0.6, 0.99, 0.5, 0.3, 0.97).log()
+    return (old + ratio.log())[None], A([0.25, 0.25, -0.5, -0.5, 0.75, 0.75]), {"old": old[None]}
+
+
+def called(objective, log_probs, advantages, keywords):
+    mask = ~log_probs.isnan()
+    given = {"old": "old_log_probs", "ref": "ref_log_probs"}
+    keywords = {given.get(name, name): value for name, value in keywords.items()}
+    return policy_loss(log_probs, advantages, mask, objective=objective, **keywords).loss
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses(name):
+    objective, log_probs, advantages, keywords, loss, gradient = LOSSES[name]()
+    assert isinstance(objective, PolicyObjective)
+    leaf = log_probs.clone().requires_grad_()
+    found = called(objective, leaf, advantages, keywords)
+    assert float(found.detach()) == pytest.approx(loss, abs=6e-7)
+    (got,) = torch.autograd.grad(found, leaf)
+    trained = ~log_probs.isnan()
+    assert not got[~trained].any()
+    if gradient is not None:  # part of the value is a constant by the paper's rule, so differences of the value say nothing
+        assert got.tolist() == [pytest.approx(row, abs=1e-6) for row in gradient]
+        return
+    for place in trained.nonzero().tolist():
+        step = torch.zeros_like(log_probs)
+        step[tuple(place)] = 1e-6
+        if "old" not in keywords:  # on-policy: the value is constant, the gradient flows through the ratio
+            keywords = (
+                {**keywords, "old": torch.where(trained, log_probs, 0)}
+                if not objective.needs_entropy or "entropy" in keywords
+                else keywords
+            )
+        difference = float(
+            called(objective, log_probs + step, advantages, keywords) - called(objective, log_probs - step, advantages, keywords)
+        )
+        assert float(got[tuple(place)]) == pytest.approx(difference / 2e-6, abs=2e-6, rel=1e-5), place
+
+
+@pytest.mark.parametrize("rate, normalize, right, gradient", [
+    (0.25, 1, True, -0.75), (0.25, 1, False, 0.25), (0.25, 2, True, -1.732051), (0.25, 2, False, 0.577350),
+])  # fmt: skip
+def test_nft_is_grpo_on_policy(rate, normalize, right, gradient):
+    """At ratio 1 the gradient is that of Dr. GRPO (normalize 1) or of GRPO with the population deviation (2)."""
+    leaf = LP([-1.0]).requires_grad_()
+    given = {"correct": torch.tensor([[right]]), "correct_rate": A([rate])}
+    found = policy_loss(
+        leaf, A([0.0]), torch.tensor([[True]]), old_log_probs=LP([-1.0]), extras=given, objective=R("nft", normalize=normalize).objective
+    )
+    assert torch.autograd.grad(found.loss, leaf)[0].item() == pytest.approx(gradient, abs=5e-7)
+    scores = tensor(1.0, 0.0, 0.0, 0.0)
+    own = {1: None, 2: "std"}[normalize]
+    want = advantage.group_advantages(scores, ONE, scale=own, statistics=advantage.GroupStatistics(count="row", eps=0.0, ddof=0))
+    assert -gradient == pytest.approx(float(want[0 if right else 1]), abs=5e-7)
+
+
+def test_mdpo_estimates_the_exact_divergence():
+    """Summed over the actions by their old probability, the estimate is KL(.6, .4 || .5, .5) = .0201355, and so is its gradient."""
+    logits = torch.tensor([0.6, 0.4], dtype=torch.float64).log().requires_grad_()
+    log_probs = torch.log_softmax(logits, 0)[None]
+    old = LP([math.log(0.5)] * 2)
+    found = policy_loss(
+        log_probs, A([0.0, 0.0]), torch.ones(1, 2, dtype=torch.bool), old_log_probs=old, objective=R("mdpo", step_size=1.0).objective
+    ).loss
+    exact = (log_probs.exp() * (log_probs - old)).sum()
+    assert float(found.detach()) == pytest.approx(0.0201355, abs=5e-8) and float(exact.detach()) == pytest.approx(float(found.detach()))
+    one, other = (torch.autograd.grad(value, logits, retain_graph=True)[0] for value in (found, exact))
+    assert one.tolist() == pytest.approx(other.tolist(), abs=1e-12)
+
+
+def test_p3o_does_not_feel_a_shift_of_the_rewards():
+    """(1, 0) and (11, 10) give the same numbers; at ratio 1 the gradient is that of group-centred advantages."""
+    for r in ((1.0, 0.0), (11.0, 10.0)):
+        weight = (r[0] - r[1]) * math.exp(0.1 - 0.3)
+        found = pairwise_loss(
+            tensor(0.1, -0.3), torch.tensor([[0, 1]]), ref_log_probs=tensor(0, 0), targets=tensor(weight), objective=R("p3o").objective
+        )
+        assert float(found.loss) == pytest.approx(-0.0818731, abs=5e-8)
+
+
+def test_hypo_adds_two_batches():
+    """DPO's part on a labelled pair, and .01 times the divergence on fresh samples."""
+    found = R("hypo", beta=0.1)
+    pair = pairwise_loss(tensor(-10, -12), torch.tensor([[0, 1]]), ref_log_probs=tensor(-11, -11.5), objective=found.objective)
+    k1 = tensor(0.5, -0.2)
+    advantages = 0.01 * advantage.leave_one_out_advantages(-k1, ONE[:2])
+    leaf = LP([-5.0], [-6.0]).requires_grad_()
+    fresh = policy_loss(leaf, advantages[:, None], torch.ones(2, 1, dtype=torch.bool), objective=found.second)
+    assert float(pair.loss + fresh.loss.detach()) == pytest.approx(0.624457, abs=5e-7)
+    assert torch.autograd.grad(fresh.loss, leaf)[0].flatten().tolist() == pytest.approx([0.0035, -0.0035])
+
+
+def test_dancegrpo_of_two_rewards():
+    """A = (1, -.5) at ratio 1: the clipped losses of both rewards add up."""
+    objective = R("dancegrpo").objective
+    losses = [policy_loss(LP([0.0]), A([value]), torch.tensor([[True]]), objective=objective).loss for value in (1.0, -0.5)]
+    assert float(sum(losses)) == pytest.approx(-0.5)
+
+
+def test_egpo_two_steps():
+    """The tabular game: the half step, and the step from where it began against where it ended."""
+    P, theta = rows([0.5, 0.9, 0.2], [0.1, 0.5, 0.8], [0.8, 0.2, 0.5]), torch.zeros(3, dtype=torch.float64)
+    ref, beta, eta, n = torch.full((3,), math.log(1 / 3), dtype=torch.float64), 0.1, 0.5, 3
+    pairs = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+
+    def step(opponent):
+        leaf = theta.clone().requires_grad_()
+        wins = P @ opponent
+        targets = (wins[pairs[:, 0]] - wins[pairs[:, 1]]) / beta
+        log_probs = torch.log_softmax(leaf, 0)
+        pairwise_loss(log_probs, pairs, ref_log_probs=ref, targets=targets, objective=R("egpo").objective).loss.backward()
+        return torch.softmax(theta - eta * beta * n / 4 * leaf.grad, 0)
+
+    half = step(torch.softmax(theta, 0))
+    assert half.tolist() == pytest.approx([0.338904, 0.327793, 0.333302], abs=1e-6)
+    assert step(half).tolist() == pytest.approx([0.338593, 0.327487, 0.333920], abs=1e-6)
