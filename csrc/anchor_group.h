@@ -128,9 +128,14 @@ class Grouper {
   void merge(size_t part) {
     Table& all = runs_[0].tables[part];
     for (size_t run = 1; run < runs_.size(); ++run) {
-      const Table table = std::exchange(runs_[run].tables[part], Table());
-      all.enter(same_, table.states(), ids_);
-      all.enter(same_, table.set_aside(), ids_);
+      Entries states, aside;
+      {
+        const Table table = std::exchange(runs_[run].tables[part], Table());  // gone before `all` grows
+        states = table.states();
+        aside = table.set_aside();
+      }
+      all.enter(same_, states, ids_);
+      all.enter(same_, aside, ids_);
     }
   }
 

@@ -8,9 +8,16 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
+#include <utility>
 #include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "anchor_siphash.h"
 
@@ -76,6 +83,55 @@ inline void prefetch_bytes(const u8* p, i64 length) {
   if (length > 0) __builtin_prefetch(p + (length < kPrefetch ? length : kPrefetch) - 1);
 }
 
+// An array of zeros. Large ones come from the kernel in pages as large as it has, which spares a random look most of its page walk, and go
+// back there at once, while others may still grow.
+template <class T>
+class Zeroed {
+ public:
+  explicit Zeroed(size_t count) : count_(count) {
+#if defined(__linux__)
+    if (bytes() >= kMapped) {
+      void* pages = mmap(nullptr, bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (pages == MAP_FAILED) throw std::bad_alloc();
+      madvise(pages, bytes(), MADV_HUGEPAGE);
+      values_ = static_cast<T*>(pages);
+      return;
+    }
+#endif
+    values_ = static_cast<T*>(std::aligned_alloc(alignof(T), bytes()));
+    if (values_ == nullptr) throw std::bad_alloc();
+    std::memset(static_cast<void*>(values_), 0, bytes());
+  }
+  Zeroed(Zeroed&& other) noexcept : values_(std::exchange(other.values_, nullptr)), count_(std::exchange(other.count_, 0)) {}
+  Zeroed& operator=(Zeroed&& other) noexcept {
+    std::swap(values_, other.values_);
+    std::swap(count_, other.count_);
+    return *this;
+  }
+  ~Zeroed() {
+#if defined(__linux__)
+    if (bytes() >= kMapped) {
+      munmap(values_, bytes());
+      return;
+    }
+#endif
+    std::free(values_);
+  }
+
+  size_t size() const { return count_; }
+  T& operator[](size_t i) { return values_[i]; }
+  const T& operator[](size_t i) const { return values_[i]; }
+  const T* begin() const { return values_; }
+  const T* end() const { return values_ + count_; }
+
+ private:
+  static constexpr size_t kMapped = size_t(1) << 18;
+  size_t bytes() const { return count_ * sizeof(T); }
+
+  T* values_;
+  size_t count_;
+};
+
 // Rows on their way into a table, with their hashes.
 struct Entries {
   std::vector<u32> rows, hashes;
@@ -120,6 +176,7 @@ class Table {
   // One row of every state in the table, its first, in any order.
   Entries states() const {
     Entries all;
+    all.rows.resize(used_), all.hashes.resize(used_);
     for (const Line& line : lines_) {
       for (int k = 0; k < 8 && line.row[k] != 0; ++k) all.push(line.row[k] - 1, line.hash[k]);
     }
@@ -186,7 +243,7 @@ class Table {
   }
 
   bool grow() {
-    std::vector<Line> larger(lines_.size() * (lines_.size() < (1u << 16) ? 4 : 2));
+    Zeroed<Line> larger(lines_.size() * (lines_.size() < 1024 ? 4 : 2));
     const u32 mask = u32(larger.size() - 1);
     for (const Line& line : lines_) {
       for (int k = 0; k < 8 && line.row[k] != 0; ++k) {
@@ -197,12 +254,12 @@ class Table {
         put(larger[at], line.hash[k], line.row[k]);
       }
     }
-    lines_.swap(larger);
+    lines_ = std::move(larger);
     mask_ = mask;
     return true;
   }
 
-  std::vector<Line> lines_;
+  Zeroed<Line> lines_;
   u32 mask_;
   size_t used_ = 0;
   bool full_ = false;

@@ -1,35 +1,48 @@
 """Papers whose methods are recipes and that are none of the numbered ones."""
 
-from tests.papers import Other, losses, pairs, recorded
+from tests.papers import Other, advantages, losses, pairs, recorded
 
 ROWS = "test_estimators_rows.py::test_worked_numbers_of_"
 TOKENS = "test_estimators_tokens.py::test_worked_numbers_of_"
 SINGLE = ("test_recipes_pairs.py::test_single_responses",)
 WEIGHTS = ("test_block_numbers.py::test_one_token_with_a_constant_weight",)
 ROLLOUT = ("test_block_weightings.py::test_rollout_correction_and_rejection",)
-TEACHER = ("test_block_numbers.py::test_a_teacher_as_anchor", *recorded("block/slime_loss", "block/nemo_rl_loss"))
+TEACHER = ("test_block_numbers.py::test_a_teacher_as_anchor", *recorded("block/areal_loss"))
 
 OTHERS = [
     Other("PPO", ("ppo",), (TOKENS + "gae", *recorded("block/verl_policy_loss"))),
     Other("REINFORCE", ("reinforce",), losses("reinforce")),
     Other("GRPO", ("grpo", "grpo_paper"), (*losses("grpo", "grpo_paper"), *recorded("block/trl_policy_loss"))),
     Other("Dr. GRPO", ("dr_grpo",), (*losses("dr_grpo"), *recorded("block/trl_policy_loss"))),
-    Other("DAPO", ("dapo",), ("test_reward.py::test_soft_overlong", *recorded("block/trl_policy_loss"))),
+    Other("DAPO", ("dapo",), (*advantages("dapo, overlong"), "test_reward.py::test_soft_overlong", *recorded("block/trl_policy_loss"))),
     Other("HGPO", ("hgpo",), (ROWS + "nested_contexts", *recorded("estimators/hgpo"))),
     Other("Dr. MAS", ("dr_mas",), ("test_estimators_rows.py::test_agents_of_a_task_apart", *recorded("estimators/drmas"))),
-    Other("MaxRL", ("maxrl",), (ROWS + "length_and_count",)),
+    Other("MaxRL", ("maxrl",), (*advantages("maxrl"), ROWS + "length_and_count", *recorded("estimators/prime_rl_advantage"))),
     Other("Pass@k training", ("pass_at_k",), (ROWS + "the_best_of_k",)),
     Other("GDPO", ("gdpo",), (ROWS + "several_rewards",)),
-    Other("RLOO", ("rloo", "rloo_clipped"), (*losses("rloo"), ROWS + "leave_one_out", *recorded("block/trl_policy_loss"))),
+    Other(
+        "RLOO", ("rloo", "rloo_clipped"), (*losses("rloo"), *advantages("rloo"), ROWS + "leave_one_out", *recorded("block/trl_policy_loss"))
+    ),
     Other(
         "REINFORCE++",
         ("reinforce_plus_plus", "reinforce_plus_plus_baseline"),
-        ("test_estimators_tokens.py::test_reinforce_plus_plus_is_its_parts", *recorded("estimators/openrlhf_advantage")),
+        (
+            *advantages("reinforce_plus_plus"),
+            "test_estimators_tokens.py::test_reinforce_plus_plus_is_its_parts",
+            *recorded("estimators/openrlhf_advantage"),
+        ),
     ),
-    Other("OPO", ("opo",), (ROWS + "length_and_count", *recorded("estimators/verl_advantage"))),
-    Other("GPG", ("gpg",), (ROWS + "length_and_count", *recorded("estimators/verl_advantage"))),
-    Other("ReMax", ("remax",), (TOKENS + "remax", *recorded("estimators/verl_advantage"))),
-    Other("GSPO", ("gspo", "gspo_token"), (*losses("gspo", "gspo_token"), *recorded("block/verl_policy_loss"))),
+    Other("OPO", ("opo",), (*advantages("opo"), ROWS + "length_and_count", *recorded("estimators/verl_advantage"))),
+    Other("GPG", ("gpg",), (*advantages("gpg"), ROWS + "length_and_count", *recorded("estimators/verl_advantage"))),
+    Other("ReMax", ("remax",), (*advantages("remax"), TOKENS + "remax", *recorded("estimators/verl_advantage"))),
+    Other(
+        "GSPO",
+        ("gspo", "gspo_token"),
+        (
+            *losses("gspo", "gspo_token", "gspo, advantages that differ", "gspo_token, advantages that differ"),
+            *recorded("block/verl_policy_loss"),
+        ),
+    ),
     Other("GMPO", ("gmpo",), (*losses("gmpo"), "test_block_numbers.py::test_gmpo", *recorded("block/trl_policy_loss"))),
     Other("LUSPO", ("luspo",), (*losses("luspo"), *recorded("block/trl_policy_loss"))),
     Other("CISPO", ("cispo",), (*losses("cispo"), *WEIGHTS, *recorded("block/verl_policy_loss"))),
@@ -39,23 +52,34 @@ OTHERS = [
     Other("TIS", ("tis", "tis_sequence"), (*losses("tis"), *ROLLOUT)),
     Other("IcePop", ("icepop", "icepop_sequence"), (*losses("icepop"), *ROLLOUT)),
     Other("DeepSeek-V3.2", ("deepseek_v32",), ("test_block_weightings.py::test_off_policy_sequences_lose_their_bad_actions",)),
-    Other("M2PO", ("m2po",), ("test_block_weightings.py::test_second_moment",)),
-    Other("DPPO", ("dppo_tv", "dppo_kl"), ("test_block_numbers.py::test_dppo_gates_by_how_far_the_probability_moved",)),
-    Other("TOPR", ("topr",), WEIGHTS),
-    Other("Kimi k1.5", ("kimi15",), ("test_block_numbers.py::test_one_token_with_a_gradient_through_all_of_it",)),
+    Other("M2PO", ("m2po",), ("test_block_weightings.py::test_second_moment", *recorded("block/areal_loss"))),
+    Other(
+        "DPPO",
+        ("dppo_tv", "dppo_kl"),
+        ("test_block_numbers.py::test_dppo_gates_by_how_far_the_probability_moved", *recorded("block/verl_policy_loss")),
+    ),
+    Other("TOPR", ("topr",), (*advantages("topr"), *WEIGHTS)),
+    Other(
+        "Kimi k1.5",
+        ("kimi15",),
+        (
+            *advantages("kimi15"),
+            "test_block_numbers.py::test_one_token_with_a_gradient_through_all_of_it",
+        ),
+    ),
     Other("DRO", ("dro",), ("test_block_numbers.py::test_one_token_with_a_gradient_through_all_of_it",)),
     Other("On-policy distillation", ("on_policy_distillation",), TEACHER),
     Other("AWR", ("awr",), losses("awr")),
     Other("DPO", ("dpo",), (*pairs("dpo"), *recorded("pairwise/trl_dpo"))),
     Other("Robust DPO", ("robust_dpo",), (*pairs("robust_dpo"), *recorded("pairwise/trl_dpo"))),
     Other("IPO", ("ipo",), (*pairs("ipo", "ipo, h 1.5"), *recorded("pairwise/trl_dpo", "pairwise/comal_inpo_ipo_dpo"))),
-    Other("SimPO", ("simpo",), pairs("simpo")),
+    Other("SimPO", ("simpo",), (*pairs("simpo"), *recorded("pairwise/trl_dpo"))),
     Other("SLiC", ("slic",), (*pairs("slic"), *recorded("pairwise/trl_dpo"))),
     Other("EXO", ("exo",), (*pairs("exo"), *recorded("pairwise/trl_dpo"))),
     Other("DiscoPOP", ("discopop",), (*pairs("discopop"), *recorded("pairwise/trl_dpo"))),
-    Other("ORPO", ("orpo",), pairs("orpo")),
+    Other("ORPO", ("orpo",), (*pairs("orpo"), *recorded("pairwise/trl_dpo"))),
     Other("AlphaPO", ("alpha_po",), pairs("alpha_po")),
-    Other("KTO", ("kto",), SINGLE),
+    Other("KTO", ("kto",), (*SINGLE, "test_pairwise.py::test_kto_by_hand", *recorded("pairwise/trl_dpo"))),
     Other("BCO", ("bco",), (*SINGLE, *recorded("pairwise/trl_experimental_preference"))),
     Other("SPPO", ("sppo",), (*SINGLE, *recorded("pairwise/trl_dpo"))),
     Other("APO", ("apo_zero",), (*SINGLE, *recorded("pairwise/trl_dpo"))),

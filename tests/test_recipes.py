@@ -14,7 +14,7 @@ from gigpo_fast.loss import grpo_loss, linear_policy_loss, policy_loss
 from gigpo_fast.objective import PolicyObjective, Scheduled, Scope
 from gigpo_fast.pairwise import PairwiseObjective, linear_pairwise_loss, pairwise_loss, response_loss
 from gigpo_fast.recipes import Parts, Recipe, base, names, recipe, register
-from tests.loss_helpers import make_batch, per_token, run_linear, run_policy
+from tests.loss_helpers import keywords_of, make_batch, per_token, run_linear, run_policy
 from tests.pairwise_cases import given, responses
 from tests.recipe_cases import OBJECTIVES, OTHER, PAIRWISE, POLICY, choices, other, settings, varied
 from tests.test_linear_policy_loss import GRADIENTS, defeat_skipping, zeroed
@@ -147,6 +147,22 @@ def test_skipping_changes_nothing(name, pattern):
     assert error(got.loss, want.loss) <= 1e-14 * max(1.0, float(want.loss.abs()))
     for what in GRADIENTS:
         assert error(getattr(got, what), getattr(want, what)) <= 1e-13 * max(float(getattr(want, what).abs().max()), 1e-3), what
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_only_the_policy_has_a_gradient(name):
+    """Advantages, old, reference and rollout log-probs, weights and the rest of the extras are constants."""
+    b, objective = make_batch((3, 4), dtype=torch.float64), OBJECTIVES[name]
+    keywords = keywords_of(b, objective)
+    extras = {key: value.clone().requires_grad_(value.is_floating_point()) for key, value in keywords.pop("extras", {}).items()}
+    constants = {key: value.clone().requires_grad_() for key, value in keywords.items() if value.is_floating_point()}
+    if objective.needs_entropy:
+        constants["entropy"] = b.entropy.clone().requires_grad_()
+    log_probs, advantages = b.log_probs.clone().requires_grad_(), b.advantages.clone().requires_grad_()
+    policy_loss(log_probs, advantages, b.mask, objective=objective, **keywords | constants, extras=extras).loss.backward()
+    constants.pop("entropy", None)
+    assert log_probs.grad is not None and advantages.grad is None
+    assert all(value.grad is None for value in [*constants.values(), *extras.values()])
 
 
 # These count in a call what belongs to the batch: a part of a batch has another number, and says so in its docstring.

@@ -56,7 +56,7 @@ def dr_grpo(*, clip_low: float = 0.2, clip_high: float = 0.2, length: float = 30
     `length` is the constant of the paper's code, its maximum response length (3000 tokens); a trainer passes its own. No penalty (section
     3).
     """
-    return Parts(clipped(clip_low, clip_high, kl=kl_coefficient, aggregation=SequenceMeanTokenSumNorm(length)), group_relative())
+    return Parts(clipped(clip_low, clip_high, kl=kl_coefficient, aggregation=SequenceMeanTokenSumNorm(length)), group_centred())
 
 
 @register("DAPO: An Open-Source LLM Reinforcement Learning System at Scale (arXiv 2503.14476)")

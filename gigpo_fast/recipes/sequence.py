@@ -63,7 +63,7 @@ def rloo_clipped(*, clip_low: float = 0.2, clip_high: float = 0.2) -> Parts:
 def p3o_separate(*, epsilon: float = 0.2) -> Parts:
     """P3O, separate clipping: each response's ratio is clipped on its own, its advantage the weighted reward difference of the pair.
 
-        A_i = (r_i - r_other) sg(rho_other) / 2;  loss = sum over both of max(-rho_i A_i, -clip(rho_i) A_i)
+        A_i = (r_i - r_other) sg(rho_other);  loss = mean over both of max(-rho_i A_i, -clip(rho_i) A_i)
 
     Rewards contain -beta log(pi / ref). From the blog of 2023-10-16 and a note of theorem 1; the display of this form and epsilon 0.2 are
     assumed. The joint form is p3o.
