@@ -66,7 +66,7 @@ check-cuda: .venv/.torch
 	  -I"$$($(BIN)/python -c 'import torch.utils.cpp_extension as e; print(e.include_paths()[0])')" csrc/anchor_cuda.cu -o build/anchor_cuda.o
 
 clean:
-	rm -rf .venv build dist demo_out *.egg-info gigpo_fast/*.so
+	rm -rf .venv build dist demo_out papers_out *.egg-info gigpo_fast/*.so
 
 .venv/.made:
 	@sh scripts/preflight.sh "$(PY)"

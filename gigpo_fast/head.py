@@ -189,7 +189,7 @@ def _check_weight(function: str, head: Head) -> None:
             "head.weight",
             "a plain tensor",
             "a DTensor",
-            "call inside LinearPolicyLoss, which FSDP2 unshards, or pass distributed.head_of_dtensor(weight); it is never gathered silently",
+            "call inside LinearPolicyLoss, which FSDP2 unshards, or pass distributed.head_of_dtensor(weight); nothing is gathered silently",
             error=TypeError,
         )
     if weight.dim() != 2 or weight.numel() == 0:

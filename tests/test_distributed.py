@@ -58,6 +58,7 @@ def _rank(rank: int, folder: str) -> None:
         denominator = global_denominator(batch()[4][rows], aggregation=aggregation)
         found[name] = (*loss_of(rows, name, Denominator(denominator.total)), denominator.total)
     torch.save(found, f"{folder}/{rank}.pt")
+    torch.distributed.barrier()  # no rank tears down while another still talks to it
     torch.distributed.destroy_process_group()
 
 

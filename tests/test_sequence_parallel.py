@@ -70,6 +70,7 @@ def _rank(rank, ranks, folder):
     mask = torch.tensor([[True] * 3, [rank == 1] * 3, [False] * 3])
     found["rows"] = global_denominator(mask, aggregation=blocks.SequenceMeanTokenMean(), sequence_group=group)
     torch.save(found, f"{folder}/{ranks}-{rank}.pt")
+    torch.distributed.barrier()  # no rank tears down while another still talks to it
     torch.distributed.destroy_process_group()
 
 

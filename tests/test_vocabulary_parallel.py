@@ -80,6 +80,7 @@ def _rank(rank, ranks, folder):
         messages.append(str(caught.value))
     torch.save(messages, f"{folder}/{ranks}-{rank}-messages.pt")
     torch.save(of_dtensor(), f"{folder}/{ranks}-{rank}-dtensor.pt")
+    torch.distributed.barrier()  # no rank tears down while another still talks to it
     torch.distributed.destroy_process_group()
 
 

@@ -129,7 +129,7 @@ def _causal_lm(function: str, model: nn.Module) -> nn.Module:
             "add_head_call(model) before wrapping, then call the wrapper with head_call: it reduces gradients in its own forward only",
             error=TypeError,
         )
-    if hasattr(model, "peft_config"):
+    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):  # the model inside also says which adapters it has
         if getattr(model, "active_peft_config", None) is not None and getattr(model.active_peft_config, "is_prompt_learning", False):
             name = type(model.active_peft_config).__name__
             checks.fail(
