@@ -2,6 +2,7 @@
 #
 #   make demo     train an agent with GRPO and with GiGPO on this machine; writes curves and numbers
 #   make test     the whole test suite
+#   make test-frameworks   tests with trainers' real packages, each in an environment of its own (.venv-trl)
 #   make bench    benchmarks against torch and other libraries on the CPU (about ten minutes); prints the ratios, writes bench/records
 #   make bench-gpu     on a GPU machine: every kernel proved right, then timed; writes bench/records
 #   make bench-plots   pictures of the records
@@ -29,7 +30,7 @@ BIN          := .venv/bin
 PIP          := $(BIN)/python -m pip --disable-pip-version-check
 BUILD_INPUTS := setup.py pyproject.toml $(wildcard csrc/*)
 
-.PHONY: help demo test bench bench-gpu bench-plots doctor lint check-cuda clean
+.PHONY: help demo test test-frameworks bench bench-gpu bench-plots doctor lint check-cuda clean
 .DELETE_ON_ERROR:
 
 help:
@@ -40,6 +41,9 @@ demo: .venv/.ready-demo
 
 test: .venv/.ready-test
 	$(BIN)/pytest -n auto $(PYTEST_ARGS)
+
+test-frameworks: .venv-trl/.ready
+	OMP_NUM_THREADS=1 .venv-trl/bin/pytest $(wildcard tests/frameworks/test_trl*.py) $(PYTEST_ARGS)
 
 bench: .venv/.ready-bench
 	$(BIN)/pytest bench --benchmark-only --benchmark-columns=median,iqr,rounds -q $(PYTEST_ARGS)
@@ -66,7 +70,7 @@ check-cuda: .venv/.torch
 	  -I"$$($(BIN)/python -c 'import torch.utils.cpp_extension as e; print(e.include_paths()[0])')" csrc/anchor_cuda.cu -o build/anchor_cuda.o
 
 clean:
-	rm -rf .venv build dist demo_out papers_out *.egg-info gigpo_fast/*.so
+	rm -rf .venv .venv-trl build dist demo_out papers_out *.egg-info gigpo_fast/*.so
 
 .venv/.made:
 	@sh scripts/preflight.sh "$(PY)"
@@ -87,4 +91,13 @@ clean:
 .venv/.ready-%: .venv/.torch $(BUILD_INPUTS)
 	$(PIP) install --no-build-isolation -e ".[$*]"
 	@$(BIN)/python -m gigpo_fast doctor --native
+	touch $@
+
+# Trainers pin packages against each other's wishes, so each has an environment of its own. torch first, as above.
+.venv-trl/.ready: $(BUILD_INPUTS)
+	@sh scripts/preflight.sh "$(PY)"
+	$(PY) -m venv .venv-trl
+	.venv-trl/bin/pip --disable-pip-version-check install $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") "$(TORCH)"
+	.venv-trl/bin/pip --disable-pip-version-check install "setuptools>=77" ninja "pytest>=8" hypothesis peft
+	.venv-trl/bin/pip --disable-pip-version-check install --no-build-isolation -e ".[trl]"
 	touch $@

@@ -1,0 +1,99 @@
+"""GiGPO's step level for TRL: what the turns of a rollout say beside its reward, as one advantage a token."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..advantage import TRL, GroupStatistics, gigpo_advantages, step_ids, to_tokens
+from ..anchor import group_states
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GiGPOCredit:
+    """Adds step_weight * (return to go, compared among the turns of the same prompt that started from the same state) to TRL's advantages.
+
+        advantages = trl_advantages[:, None] + step_weight * to_tokens(gigpo_advantages(...).step, step_ids(mask, turns=True))
+
+    One turn is one run of trained tokens: what the model wrote between two answers of the environment. `states` and `rewards` name the
+    fields in which a rollout keeps one entry a turn: keys that `rollout_func` returns beside its required ones (a list a row), or
+    attributes of the environments of `environment_factory`. `key` takes out of a state what differs although the state does not.
+    The episode level stays TRL's (reward_funcs, scale_rewards); the step level is divided by its standard deviation if scale_rewards is
+    "group", by nothing if it is "none". Source: GiGPO (arXiv 2505.10978), equations 6 to 8.
+    """
+
+    gamma: float = 0.95
+    step_weight: float = 1.0
+    states: str = "anchor_states"
+    rewards: str = "step_rewards"
+    key: Callable[[Any], Any] | None = None
+    statistics: GroupStatistics = TRL
+
+    def turns(self, inputs: list[dict], environments: list | None) -> list[tuple[list, list]]:
+        """(states, rewards) of each row's turns."""
+        found = []
+        for row, example in enumerate(inputs):
+            owner = environments[row] if environments else None
+            pair = [list(example[name] if name in example else getattr(owner, name, None) or self._missing(name)) for name in self._names()]
+            if len(pair[0]) != len(pair[1]):
+                got = f"{len(pair[0])} states and {len(pair[1])} rewards in row {row}"
+                checks.fail(
+                    "GiGPOCredit", f"{self.states} and {self.rewards}", "equally long, one entry a turn", got, "record both in each turn"
+                )
+            found.append((pair[0], pair[1]))
+        return found
+
+    def token_advantages(
+        self, episode: Tensor, mask: Tensor, turns: list[tuple[list, list]], first_row: int, group_size: int, scale: str | None
+    ):
+        """((B, T) advantages of this process's rows, share of turns whose state was met more than once).
+
+        `turns` are those of all processes, row after row; this process has B = len(mask) of them, from `first_row` on.
+        """
+        lengths = [len(states) for states, _ in turns]
+        row = torch.arange(len(turns)).repeat_interleave(torch.tensor(lengths, dtype=torch.int64))
+        group = row // group_size
+        ids = group_states([state for states, _ in turns for state in states], group, key=self.key).ids
+        rewards = torch.tensor([float(reward) for _, found in turns for reward in found], dtype=torch.float32)
+        credit = gigpo_advantages(
+            rewards, row, group, ids, gamma=self.gamma, step_weight=self.step_weight, scale=scale, statistics=self.statistics
+        )
+        steps = step_ids(mask, turns=True)
+        self._check_turns(steps, lengths[first_row : first_row + mask.shape[0]])
+        # step_ids number the turns that have tokens; rows that were cut to nothing have none, but their turns count in the statistics.
+        kept = torch.tensor([bool(has) for has in mask.any(1).tolist()])
+        local = row - first_row
+        mine = (local >= 0) & (local < mask.shape[0])
+        mine &= kept[local.clamp(0, mask.shape[0] - 1)]
+        step = to_tokens(credit.step[mine].to(episode), steps)
+        met = torch.bincount(ids)[ids] > 1
+        return torch.where(mask, episode[:, None] + self.step_weight * step, 0), float(met.float().mean()) if len(row) else 0.0
+
+    def _check_turns(self, steps: Tensor, lengths: list[int]) -> None:
+        for row, (ids, turns) in enumerate(zip(steps.cpu(), lengths)):
+            runs = len(ids[ids >= 0].unique())
+            if runs not in (0, turns):
+                checks.fail(
+                    "GiGPOCredit",
+                    self.states,
+                    f"one entry for each of the {runs} turns in row {row} of the batch",
+                    f"{turns} entries",
+                    "record a state before each answer of the model, keep a token of the environment between turns, "
+                    "and end a rollout before max_completion_length cuts a turn off",
+                )
+
+    def _names(self) -> tuple[str, str]:
+        return self.states, self.rewards
+
+    def _missing(self, name: str) -> list:
+        checks.fail(
+            "GiGPOCredit",
+            name,
+            "a field of each rollout",
+            "none of that name",
+            "return it from rollout_func, or keep it as an attribute of the environment",
+            error=KeyError,
+        )

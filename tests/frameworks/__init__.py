@@ -1,0 +1,1 @@
+"""Tests with other projects' real packages, each in an environment of its own: `make test-frameworks`."""
