@@ -179,7 +179,7 @@ def test_head_call_runs_inside_the_forward():
     assert torch.equal(model(**inputs).logits, before)
     hidden, head, balance = model(**inputs, auxiliary=True, head_call=lambda *found: found)
     assert len(seen) == 2 and seen[1][0] is hidden
-    assert torch.equal(F.linear(hidden, head.weight), before) and float(balance) > 0
+    assert torch.equal(F.linear(hidden, head.weight), before) and float(balance.detach()) > 0
     assert type(model).forward is not model.forward.__func__ and "head_call" not in str(type(model).__init__)
     with torch.no_grad():
         model.generate(inputs["input_ids"], attention_mask=inputs["attention_mask"], max_new_tokens=2, do_sample=False)

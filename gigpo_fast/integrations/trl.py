@@ -39,7 +39,7 @@ class FusedPolicyLoss:
     fused too and leaves out the metrics that need every token's log-prob there: clip_ratio/low_min, high_max, cispo_clip_ratio,
     vespo/phi_seq_mean and, with a sequence ratio, all of clip_ratio. `skip_idle_rows` leaves rows that cannot change the gradient (zero
     advantage, no penalty) out of the transformer; the entropy metric is then that of the other rows. `chunk_bytes` as in
-    `linear_policy_loss`. Raises for what would be computed twice or dropped, before anything is loaded.
+    `linear_policy_loss`. Settings that clash raise before anything is loaded, models that do not fit before the first step.
     """
 
     def __init__(

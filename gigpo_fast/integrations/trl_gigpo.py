@@ -37,7 +37,7 @@ class GiGPOCredit:
         found = []
         for row, example in enumerate(inputs):
             owner = environments[row] if environments else None
-            pair = [list(example[name] if name in example else getattr(owner, name, None) or self._missing(name)) for name in self._names()]
+            pair = [self._field(name, example, owner) for name in (self.states, self.rewards)]
             if len(pair[0]) != len(pair[1]):
                 got = f"{len(pair[0])} states and {len(pair[1])} rewards in row {row}"
                 checks.fail(
@@ -85,15 +85,8 @@ class GiGPOCredit:
                     "and end a rollout before max_completion_length cuts a turn off",
                 )
 
-    def _names(self) -> tuple[str, str]:
-        return self.states, self.rewards
-
-    def _missing(self, name: str) -> list:
-        checks.fail(
-            "GiGPOCredit",
-            name,
-            "a field of each rollout",
-            "none of that name",
-            "return it from rollout_func, or keep it as an attribute of the environment",
-            error=KeyError,
-        )
+    def _field(self, name: str, example: dict, owner: Any) -> list:
+        if name not in example and not hasattr(owner, name):
+            fix = "return it from rollout_func, or keep it as an attribute of the environment, emptied by its reset()"
+            checks.fail("GiGPOCredit", name, "a field of each rollout", "none of that name", fix, error=KeyError)
+        return list(example[name] if name in example else getattr(owner, name))

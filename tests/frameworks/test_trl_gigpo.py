@@ -194,6 +194,19 @@ def one_state_too_few(prompts, trainer):
     }
 
 
+def test_environments_may_keep_the_lists():
+    class Room:
+        anchor_states, step_rewards = ["hall", "cellar"], [0.0, 1.0]
+
+    class Left(Room):
+        anchor_states = step_rewards = ()
+
+    credit = GiGPOCredit()
+    assert credit.turns([{}, {}], [Room(), Left()]) == [(["hall", "cellar"], [0.0, 1.0]), ([], [])]
+    with pytest.raises(ValueError, match="equally long, one entry a turn, got 1 states and 2 rewards in row 0"):
+        credit.turns([{"anchor_states": ["hall"]}], [Room()])
+
+
 def test_rollouts_that_do_not_say_enough():
     credit = GiGPOCredit()
     extra = {"credit": credit, "rollout_func": without("step_rewards")}
