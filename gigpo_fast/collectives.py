@@ -1,10 +1,22 @@
-"""Sums and maxima over the ranks of a group, with the gradient that a sum of all ranks' losses has."""
+"""Sums and maxima over the ranks of a process group, in place for statistics, and with a gradient for what losses depend on."""
 
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+
+
+def group_of(name: str) -> "torch.distributed.ProcessGroup":
+    """The process group of that `group_name`: the one use of a private function, since names are what custom ops can carry."""
+    return torch.distributed.distributed_c10d._resolve_process_group(name)
+
+
+def reduce_in_place(values: Tensor, process_group: "torch.distributed.ProcessGroup | None", *, largest: bool = False) -> Tensor:
+    """`values` summed over the ranks of a group (or their elementwise maximum), in place and without gradient; None is no group."""
+    if process_group is not None:
+        operations = torch.distributed.ReduceOp
+        torch.distributed.all_reduce(values, operations.MAX if largest else operations.SUM, group=process_group)
+    return values
 
 
 class _Sum(torch.autograd.Function):
@@ -13,11 +25,11 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, group_name: str) -> Tensor:
         ctx.group_name = group_name
-        return _reduced(values, group_name, dist.ReduceOp.SUM)
+        return reduce_in_place(_copy(values), group_of(group_name))
 
     @staticmethod
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor, None]:
-        return _reduced(d_total, ctx.group_name, dist.ReduceOp.SUM), None
+        return reduce_in_place(_copy(d_total), group_of(ctx.group_name)), None
 
 
 def sum_over_ranks(values: Tensor, group_name: str) -> Tensor:
@@ -26,11 +38,9 @@ def sum_over_ranks(values: Tensor, group_name: str) -> Tensor:
 
 
 def largest_over_ranks(values: Tensor, group_name: str) -> Tensor:
-    """The elementwise maximum over the group, without gradient."""
-    return _reduced(values.detach(), group_name, dist.ReduceOp.MAX) if group_name else values
+    """The elementwise maximum over the group, without gradient; "" is no group."""
+    return reduce_in_place(_copy(values), group_of(group_name), largest=True) if group_name else values
 
 
-def _reduced(values: Tensor, group_name: str, operation: dist.ReduceOp) -> Tensor:
-    result = values.detach().clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(result, operation, group=dist.distributed_c10d._resolve_process_group(group_name))
-    return result
+def _copy(values: Tensor) -> Tensor:
+    return values.detach().clone(memory_format=torch.contiguous_format)

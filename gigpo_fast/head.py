@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import checks
+from .collectives import group_of
 from .sharded_head import shard_columns
 
 
@@ -65,7 +66,7 @@ def ready_head(function: str, hidden: Tensor, head: Tensor | Head, temperature: 
     columns: list[int] = []
     if head.group_name is not None:
         columns = shard_columns(function, weight, head.group_name, head.vocab_size)
-        real = columns[torch.distributed.get_rank(torch.distributed.distributed_c10d._resolve_process_group(head.group_name))]
+        real = columns[torch.distributed.get_rank(group_of(head.group_name))]
         weight, bias = weight[:real], None if bias is None else bias[:real]
     elif head.vocab_size is not None:
         check_vocab_size(function, "head.vocab_size", head.vocab_size, weight.shape[0])

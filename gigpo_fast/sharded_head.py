@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from . import checks
+from .collectives import group_of
 
 _known: WeakIdKeyDictionary = WeakIdKeyDictionary()  # weight -> (group name, columns of each rank)
 
@@ -20,7 +21,7 @@ def shard_columns(function: str, weight: Tensor, group_name: str, vocab_size: in
             function, "head.group_name", "None without torch.distributed", group_name, "call torch.distributed.init_process_group first"
         )
     try:
-        group = dist.distributed_c10d._resolve_process_group(group_name)
+        group = group_of(group_name)
     except (RuntimeError, KeyError, ValueError, TypeError):
         checks.fail(function, "head.group_name", "the name of a process group", group_name, "pass process_group.group_name")
     if _known.get(weight, ("", []))[0] != group_name:

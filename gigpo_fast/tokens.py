@@ -114,9 +114,7 @@ def _ready_extras(function, objective, shape, device, dtype, mask, extras) -> di
     for name, value in extras.items():
         labels = name.endswith(("_ids", "_keys"))  # segment_ids, group_ids, token_keys: numbers that are compared, not computed with
         dtypes = (torch.int64,) if labels else (*checks.FLOATS, torch.bool)
-        checks.tensor(
-            function, f"extras[{name!r}]", value, shape=shape, dtypes=dtypes, device=device, fix="one value a token"
-        )
+        checks.tensor(function, f"extras[{name!r}]", value, shape=shape, dtypes=dtypes, device=device, fix="one value a token")
         ready[name] = value.detach().to(dtype) if value.is_floating_point() else value.detach()
     weights = ready.get("weights")
     if weights is not None and checks.full_validation():

@@ -6,19 +6,13 @@ import torch
 from gigpo_fast.head import Head
 from gigpo_fast.loss import linear_policy_loss, policy_loss
 from tests.block_cases import ALL
+from tests.compile_helpers import fresh_compiler  # noqa: F401 - a fixture
 from tests.loss_helpers import keywords_of, make_batch, run_linear, run_policy
 from tests.tolerance import error
 
 # One of each kind of arithmetic: sorts, quantiles, label sums, hashes, statistics of the batch, aggregations of their own.
 NAMES = ["GMPO", "GroupContrast lse", "penalty own token mean", "penalty hinge", "TopEntropy", "CovarianceBand", "SecondMoment", "segment IS",
          "k3 rejection"]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _fresh():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def fused(hidden, weight, bias, token_ids, advantages, mask, objective, keywords):

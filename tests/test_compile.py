@@ -14,6 +14,7 @@ from gigpo_fast.logprob import linear_token_log_probs, token_log_probs
 from gigpo_fast.loss import linear_policy_loss, plan_tokens, policy_loss
 from gigpo_fast.objective import Clip, EntropyBonus, KLPenalty, PolicyObjective, SequenceMeanTokenMean, SequenceRatio, Surrogate
 from gigpo_fast.tokens import ready_tokens
+from tests.compile_helpers import Counting, fresh_compiler  # noqa: F401 - a fixture
 from tests.loss_helpers import keywords_of, make_batch, run_linear
 from tests.tolerance import assert_same_bits, error
 
@@ -33,24 +34,6 @@ class Softened(Surrogate):
 
     def loss(self, batch, log_ratio):
         return -batch.advantages * torch.tanh(torch.exp(log_ratio) / self.width) * self.width
-
-
-@pytest.fixture(autouse=True)
-def _fresh():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-class Counting:
-    """A backend that counts how often a graph is compiled."""
-
-    def __init__(self, name):
-        self.name, self.graphs = name, 0
-
-    def __call__(self, graph, inputs):
-        self.graphs += 1
-        return torch._dynamo.lookup_backend(self.name)(graph, inputs)
 
 
 def compiled(function, backend):
@@ -174,8 +157,12 @@ def test_contracts_of_the_log_prob_ops():
     hidden, weight, bias = b.hidden.view(-1, 8).requires_grad_(), b.weight.requires_grad_(), b.bias.requires_grad_()
     for logits in (torch.randn(18, 23, requires_grad=True), torch.randn(18, 30).bfloat16()[:, :23].requires_grad_()):
         torch.library.opcheck(torch.ops.gigpo_fast.token_log_probs.default, (logits, ids, scale, 0.0))
-    torch.library.opcheck(torch.ops.gigpo_fast.linear_token_log_probs.default, (hidden, weight, bias, ids, scale, 0.25, 1 << 20, False, "", [0]))
-    torch.library.opcheck(torch.ops.gigpo_fast.linear_token_log_probs.default, (hidden, weight, None, ids, scale, 0.0, 1 << 20, True, "", [0]))
+    torch.library.opcheck(
+        torch.ops.gigpo_fast.linear_token_log_probs.default, (hidden, weight, bias, ids, scale, 0.25, 1 << 20, False, "", [0])
+    )
+    torch.library.opcheck(
+        torch.ops.gigpo_fast.linear_token_log_probs.default, (hidden, weight, None, ids, scale, 0.0, 1 << 20, True, "", [0])
+    )
 
 
 def test_contracts_of_the_backward_ops():

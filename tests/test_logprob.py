@@ -14,18 +14,9 @@ from gigpo_fast.logprob import linear_token_log_probs, token_log_probs
 from gigpo_fast.ops import passes
 from gigpo_fast.reference import logprob as reference
 from gigpo_fast.testing.losses import RoundGradient
+from tests.logprob_helpers import DTYPES, HEADS, PATHS, compute
 from tests.loss_helpers import make_batch, smallest_chunk
 from tests.tolerance import GRADIENT, VALUE, assert_no_worse_than, assert_same_bits, error, roundings
-
-NATIVE = backend.why_not_native(torch.device("cpu")) is None
-PATHS = ["torch", pytest.param("native", marks=pytest.mark.skipif(not NATIVE, reason="the C++ rows are not built"))]
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-HEADS = {"plain": {}, "scaled": {"logit_scale": 1.7, "temperature": 0.6}, "softcap": {"softcap": 4.0, "temperature": 1.3},
-         "all": {"logit_scale": 0.5, "softcap": 3.0, "temperature": 0.8, "vocab_size": 31}}  # fmt: skip
-
-
-def compute(dtype):
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def pulled(outputs, leaves, seed=0):

@@ -8,6 +8,7 @@ import torch
 
 from gigpo_fast.head import Head
 from gigpo_fast.logprob import linear_token_log_probs, linear_token_statistics, token_log_probs, token_statistics
+from tests.compile_helpers import Counting, fresh_compiler  # noqa: F401 - a fixture
 from tests.loss_helpers import make_batch
 from tests.tolerance import assert_same_bits, error
 
@@ -30,24 +31,6 @@ def from_hidden(hidden, weight, bias, ids, temperature):
 
 
 FUNCTIONS = pytest.mark.parametrize("function", [from_logits, from_hidden], ids=["logits", "hidden"])
-
-
-@pytest.fixture(autouse=True)
-def _fresh():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-class Counting:
-    """A backend that counts how often a graph is compiled."""
-
-    def __init__(self, name):
-        self.name, self.graphs = name, 0
-
-    def __call__(self, graph, inputs):
-        self.graphs += 1
-        return torch._dynamo.lookup_backend(self.name)(graph, inputs)
 
 
 def step(function, shape, *, upstream="both", per_token=False, seed=0):

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..collectives import reduce_in_place
 from . import arguments
 from .moments import moments
 
@@ -50,7 +51,6 @@ def gpg_advantages(
     if rescale is not None:
         carrying = counted & (~found.flat if rescale == "informative_groups" else values != 0.0)
         counts = torch.stack([counted.sum(), carrying.sum()]).to(torch.float64)
-        if process_group is not None:
-            torch.distributed.all_reduce(counts, group=process_group)
+        reduce_in_place(counts, process_group)
         alpha = counts[0] / counts[1].clamp(min=1.0)
     return torch.where(counted, alpha * centred / normaliser, 0.0).to(arguments.result_dtype(scores))

@@ -4,11 +4,10 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..segments import sort_rows
+from ..segments import dense_labels, sort_rows
 from ..types import GiGPOAdvantages
 from . import arguments
 from .group import group_advantages
-from .labels import pair_labels
 from .moments import moments, standardise
 from .returns import discounted_returns
 from .statistics import ROLL, GroupStatistics, check_options
@@ -67,13 +66,13 @@ def hgpo_advantages(
     met = counted & (state != -1)
 
     total, weights = torch.zeros_like(values), torch.zeros_like(values)
-    context, reaches, before = pair_labels(task, state), met, _predecessors(own, time, met)
+    context, reaches, before = dense_labels(task, state), met, _predecessors(own, time, met)
     for length in range(1, history + 2):
         if length > 1:
             has = before >= 0
             parent = before.clamp(min=0)
             reaches = met & has & reaches.index_select(0, parent)
-            context = pair_labels(context.index_select(0, parent), state, reaches.to(torch.int64))
+            context = dense_labels(context.index_select(0, parent), state, reaches.to(torch.int64))
         found = moments(values, reaches, context, reaches.to(torch.int64), ddof=statistics.ddof)
         compared = torch.where(reaches & (found.count > 1.0), standardise(values, found, scale, statistics), 0.0)
         weight = (compared != 0.0).to(torch.float64) * (length + 1) ** exponent

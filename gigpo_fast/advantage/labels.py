@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..segments import segment_ids, sort_rows, to_rows
+from ..segments import dense_labels
 from . import arguments
 
 
@@ -24,10 +24,4 @@ def combined_labels(
     size = labels[0].shape[0] if isinstance(labels[0], Tensor) else len(labels[0])
     device = next((label.device for label in labels if isinstance(label, Tensor)), torch.device("cpu"))
     valid = torch.ones(size, dtype=torch.bool, device=device)
-    return pair_labels(*(arguments.labels(function, f"labels[{i}]", label, valid) for i, label in enumerate(labels)))
-
-
-def pair_labels(*labels: Tensor) -> Tensor:
-    """(S,) int64 numbers of the combinations of int64 labels."""
-    order = sort_rows(*labels)
-    return to_rows(segment_ids(order, *labels), order)
+    return dense_labels(*(arguments.labels(function, f"labels[{i}]", label, valid) for i, label in enumerate(labels)))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..collectives import reduce_in_place
 from . import arguments
 from .layout import token_values
 
@@ -125,15 +126,12 @@ def batch_moments(values: Tensor, counted: Tensor, *, ddof: int, process_group=N
     infinity = float("inf")
     totals = torch.stack([counted.sum().to(torch.float64), torch.where(counted, values, 0.0).sum()])
     bounds = torch.stack([torch.where(counted, values, -infinity).max(), torch.where(counted, -values, -infinity).max()])
-    if process_group is not None:
-        torch.distributed.all_reduce(totals, group=process_group)
-        torch.distributed.all_reduce(bounds, op=torch.distributed.ReduceOp.MAX, group=process_group)
+    reduce_in_place(totals, process_group)
+    reduce_in_place(bounds, process_group, largest=True)
     count, high, low = totals[0], bounds[0], -bounds[1]
     flat = high == low
     mean = torch.where(flat, high, totals[1] / count.clamp(min=1.0))
-    squares = torch.where(counted, (values - mean).square(), 0.0).sum()
-    if process_group is not None:
-        torch.distributed.all_reduce(squares, group=process_group)
+    squares = reduce_in_place(torch.where(counted, (values - mean).square(), 0.0).sum(), process_group)
     return BatchMoments(count, mean, torch.where(flat, 0.0, squares / (count - ddof).clamp(min=1.0)))
 
 
@@ -145,7 +143,4 @@ def check_whitening(function: str, statistics: Whitening) -> None:
 
 
 def _anywhere(chosen: Tensor, process_group) -> Tensor:
-    count = chosen.sum()
-    if process_group is not None:
-        torch.distributed.all_reduce(count, group=process_group)
-    return count > 0
+    return reduce_in_place(chosen.sum(), process_group) > 0

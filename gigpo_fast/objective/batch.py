@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..collectives import largest_over_ranks, sum_over_ranks
-from ..segments import segment_ids, segment_sum, to_rows
+from ..segments import dense_labels, segment_sum
 
 
 class Sequences(NamedTuple):
@@ -116,9 +116,3 @@ class TokenBatch(NamedTuple):
             {name: value[rows] for name, value in self.extras.items()},
             pick(self.mask),
         )
-
-
-def dense_labels(labels: Tensor) -> Tensor:
-    """(n,) int64, numbers 0, 1, ... for the values of `labels` (n,) in increasing order: addresses for sums, whatever the labels are."""
-    order = torch.argsort(labels, stable=True)
-    return to_rows(segment_ids(order, labels), order)

@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..segments import segment_max
-from .batch import TokenBatch, dense_labels
+from ..segments import dense_labels, segment_max
+from .batch import TokenBatch
 from .block import Scope, check_number
 from .surrogate import Surrogate
 

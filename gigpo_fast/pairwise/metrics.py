@@ -5,14 +5,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-SUMS = ("loss_sum", "n_pairs")
-MEANS = ("reward_chosen", "reward_rejected", "reward_margin", "accuracy", "log_prob_chosen", "log_prob_rejected")
-MAXIMA = ("denominator",)
-NAMES = (*SUMS, *MEANS, *MAXIMA)
-# The vector: sums, then the sums of the means, then their counts, then the maxima.
-_COUNTS = len(SUMS) + len(MEANS)
-_MAXIMA = _COUNTS + len(MEANS)
-SIZE = _MAXIMA + len(MAXIMA)
+from ..metrics import Layout
+
+PAIRS = Layout(
+    sums=("loss_sum", "n_pairs"),
+    means=("reward_chosen", "reward_rejected", "reward_margin", "accuracy", "log_prob_chosen", "log_prob_rejected"),
+    maxima=("denominator",),
+)
+NAMES, SIZE = PAIRS.names, PAIRS.size
 
 
 class PairwiseOutput(NamedTuple):
@@ -29,12 +29,7 @@ class PairwiseOutput(NamedTuple):
 
     def metrics_as_floats(self) -> dict[str, float]:
         """The metrics by name as Python floats; the only place that waits for the device. A mean over nothing is 0."""
-        values = self.metrics.tolist()
-        result = dict(zip(SUMS, values))
-        for index, name in enumerate(MEANS):
-            count = values[_COUNTS + index]
-            result[name] = values[len(SUMS) + index] / count if count else 0.0
-        return result | dict(zip(MAXIMA, values[_MAXIMA:]))
+        return PAIRS.as_floats(self.metrics)
 
     @staticmethod
     def merge(outputs: "list[PairwiseOutput]") -> "PairwiseOutput":
@@ -43,10 +38,10 @@ class PairwiseOutput(NamedTuple):
             raise ValueError(
                 "PairwiseOutput.merge: outputs must hold at least one PairwiseOutput, got none; call it with your micro-batches' results"
             )
-        stacked = torch.stack([output.metrics for output in outputs])
-        metrics = torch.cat([stacked[:, :_MAXIMA].sum(0), stacked[:, _MAXIMA:].amax(0)])
         return PairwiseOutput(
-            torch.stack([output.loss for output in outputs]).sum(), torch.cat([output.losses for output in outputs]), metrics
+            torch.stack([output.loss for output in outputs]).sum(),
+            torch.cat([output.losses for output in outputs]),
+            PAIRS.merge([output.metrics for output in outputs]),
         )
 
 
@@ -63,6 +58,5 @@ def pack(loss: Tensor, rewards: Tensor, log_probs: Tensor, counted: Tensor, deno
             "log_prob_chosen": (log_probs[:, 0], counted[:, 0]),
             "log_prob_rejected": (log_probs[:, 1], counted[:, 1]),
         }
-        sums = [torch.where(mask, value, 0).sum() for value, mask in entries.values()]
-        counts = [mask.sum() for _, mask in entries.values()]
-        return torch.stack([entry.to(torch.float32) for entry in (loss, counted.any(1).sum(), *sums, *counts, denominator)])
+        means = {name: (torch.where(mask, value, 0).sum(), mask.sum()) for name, (value, mask) in entries.items()}
+        return PAIRS.pack({"loss_sum": loss, "n_pairs": counted.any(1).sum()}, means, {"denominator": denominator}, loss)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from .. import checks
 from ..advantage import arguments
+from ..collectives import reduce_in_place
 
 
 def ensemble_mean(
@@ -70,9 +71,7 @@ def worst_population(
     values = torch.where(used.unsqueeze(1), rewards.detach(), 0).to(torch.float64)
     if checks.full_validation():
         arguments.fail_at(function, "rewards", ~values.isfinite().all(1), "finite in valid rows", "not finite", "set valid=False there")
-    totals = torch.cat([values.sum(0), used.sum().to(torch.float64).unsqueeze(0)])
-    if process_group is not None:
-        torch.distributed.all_reduce(totals, group=process_group)
+    totals = reduce_in_place(torch.cat([values.sum(0), used.sum().to(torch.float64).unsqueeze(0)]), process_group)
     means = totals[:-1] / totals[-1].clamp(min=1.0)
     if temperature is None:
         weights = torch.zeros_like(means).scatter(0, means.argmin().unsqueeze(0), 1.0)

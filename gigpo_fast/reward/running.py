@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..collectives import reduce_in_place
 from . import arguments
 
 
@@ -46,13 +47,9 @@ def running_scale(
         fix = "start with RunningMoments.empty() and pass on what the last call returned"
         checks.fail(function, "state", "RunningMoments", state, fix, error=TypeError)
     counted, values = arguments.rows(function, valid, rewards=rewards)
-    totals = torch.stack([counted.sum().to(torch.float64), values.sum()])
-    if process_group is not None:
-        torch.distributed.all_reduce(totals, group=process_group)
+    totals = reduce_in_place(torch.stack([counted.sum().to(torch.float64), values.sum()]), process_group)
     count, mean = totals[0], totals[1] / totals[0].clamp(min=1.0)
-    squares = torch.where(counted, (values - mean).square(), 0.0).sum()
-    if process_group is not None:
-        torch.distributed.all_reduce(squares, group=process_group)
+    squares = reduce_in_place(torch.where(counted, (values - mean).square(), 0.0).sum(), process_group)
 
     whole = state.count + count
     apart = mean - state.mean

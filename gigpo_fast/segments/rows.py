@@ -43,6 +43,12 @@ def segment_max(values: Tensor, segment: Tensor, empty: float) -> Tensor:
     return torch.full_like(values, empty).scatter_reduce_(0, segment, values, "amax")
 
 
+def dense_labels(*labels: Tensor) -> Tensor:
+    """(S,) int64, numbers from 0 for the combinations of labels: addresses for sums, whatever the labels are."""
+    order = sort_rows(*labels)
+    return to_rows(segment_ids(order, *labels), order)
+
+
 def to_rows(values: Tensor, order: Tensor) -> Tensor:
     """(S,) sorted values back in the order of the rows."""
     return torch.empty_like(values).scatter_(0, order, values)
