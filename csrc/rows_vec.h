@@ -153,12 +153,26 @@ ROWS_TARGET static A transform(const A* x, A* z, int64_t count, A scale, A tanh_
   return largest[0];
 }
 
+// A sum and how far rounding has lifted it so far, by which the next addend is lowered (Kahan).
+template <class V>
+struct Sum {
+  V value{}, excess{};
+};
+
+template <class V>
+ROWS_INLINE void add(Sum<V>& sum, V addend) {
+  const V lowered = addend - sum.excess;
+  const V total = sum.value + lowered;
+  sum.excess = (total - sum.value) - lowered;
+  sum.value = total;
+}
+
 template <class A>
 ROWS_TARGET static void sums(const A* z, int64_t count, A top, Ahead ahead, double* out) {
   typedef typename Lanes<A>::Vec V;
   constexpr int64_t L = Lanes<A>::kCount;
-  constexpr int64_t kGroup = 16 * L;  // short sums of short sums: beside one large term, hundreds of tiny ones would each be rounded away
-  V weight{}, weighted{}, squared{};
+  constexpr int64_t kGroup = 8 * L;  // short sums of short sums: beside one large term, hundreds of tiny ones would each be rounded away
+  Sum<V> weight, weighted, squared;
   for (int64_t start = 0; start < count; start += kGroup) {
     const int64_t end = start + kGroup < count ? start + kGroup : count;
     V group{}, group_weighted{}, group_squared{};
@@ -171,14 +185,14 @@ ROWS_TARGET static void sums(const A* z, int64_t count, A top, Ahead ahead, doub
       group_weighted = group_weighted + e * (vanishes ? V{} : d);
       group_squared = group_squared + e * e;
     }
-    weight = weight + group;
-    weighted = weighted + group_weighted;
-    squared = squared + group_squared;
+    add(weight, group);
+    add(weighted, group_weighted);
+    add(squared, group_squared);
   }
   for (int64_t i = 0; i < L; ++i) {
-    out[0] += double(weight[i]);
-    out[1] += double(weighted[i]);
-    out[2] += double(squared[i]);
+    out[0] += double(weight.value[i]) - double(weight.excess[i]);
+    out[1] += double(weighted.value[i]) - double(weighted.excess[i]);
+    out[2] += double(squared.value[i]) - double(squared.excess[i]);
   }
 }
 
