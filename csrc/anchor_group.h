@@ -8,6 +8,7 @@
 
 #include <numeric>
 
+#include "anchor_isa.h"
 #include "anchor_table.h"
 #include "anchor_threads.h"
 
@@ -112,11 +113,14 @@ class Grouper {
   i64 hash(i64 begin, i64 end, u32* hashes, const Ready& ready) {
     const Rows rows = rows_;  // by value, so that nothing written here could change it
     const Options options = options_;
+    const LongFingerprint long_hash = best_long_fingerprint();
     i64 i = begin;
     for (i64 bytes = 0; i < end && i - begin < kBlockRows && bytes < kBlockBytes; ++i) {
       if (i + kAskBytes < end && !ready(i + kAskBytes)) return -1;
       const i64 length = rows.length(i);
-      const Fingerprint print = truncated(fingerprint(rows.bytes(i), length, options.seed, key_), options.hash_bits);
+      const Fingerprint whole =
+          length > kLongerThan ? long_hash(rows.bytes(i), length, key_) : short_fingerprint(rows.bytes(i), length, options.seed, key_);
+      const Fingerprint print = truncated(whole, options.hash_bits);
       if (!options.bytes_decide) same_.prints[size_t(i)] = print;
       hashes[i - begin] = u32((print.low + u64(rows.label(i)) * kPrimeE + u64(rows.kind(i)) * kPrimeC) * kPrimeA >> 32);
       bytes += length;

@@ -48,7 +48,7 @@ constexpr int kCrowd = 2;          // different states of one hash that a table 
 constexpr i64 kLongState = 8192;   // longer states get a block of a device, others a warp
 #endif
 #if !defined(__CUDACC__)
-constexpr i64 kPrefetch = 512;      // bytes that a host asks for ahead of reading them
+constexpr i64 kPrefetch = 1024;     // bytes that a host asks for ahead of reading them
 #endif
 
 constexpr u32 kPrime32A = 0x9E3779B1u, kPrime32B = 0x85EBCA77u, kPrime32C = 0xC2B2AE3Du;
