@@ -27,6 +27,7 @@ from ..objective import (
     TokenBatch,
     TokenMean,
     TokenRatio,
+    TokenWeights,
     Weighted,
 )
 from ..objective.aggregation import Aggregation
@@ -62,6 +63,8 @@ def objective_of(args: Any, *, epsilon_low: float, epsilon_high: float) -> Polic
         ratio = SequenceProductRatio((math.log(1e-8), 20.0), token_clip=20.0)
     if args.off_policy_mask_threshold is not None:
         surrogate = Weighted(surrogate, SampledSequenceMask(args.off_policy_mask_threshold))
+    if corrects_sampler(args):  # as in TRL, the penalty is not weighted
+        surrogate = Weighted(surrogate, TokenWeights())
     penalty = None
     if args.beta:
         weighted = (level if ratio is not level else True) if args.use_bias_correction_kl else False
@@ -79,12 +82,20 @@ def denominator_of(loss_type: str, mask: Tensor, tokens_of_step: Tensor, accumul
 
 def extras_of(objective: PolicyObjective, inputs: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors that the objective reads beside the usual ones, by the names of TRL's batch."""
-    if "rollout_log_probs" not in objective.reads:
-        return {}
-    sampled = inputs.get("sampling_per_token_logps", inputs.get("old_per_token_logps"))
-    if sampled is None:  # on-policy there is no drift: NaN says so
-        sampled = torch.full(inputs["completion_ids"].shape, float("nan"), device=inputs["completion_ids"].device)
-    return {"rollout_log_probs": sampled}
+    found, shape = {}, inputs["completion_ids"].shape
+    if "weights" in objective.reads:
+        found["weights"] = inputs["importance_sampling_ratio"].expand(shape)  # (B, 1) for the modes of whole sequences
+    if "rollout_log_probs" in objective.reads:
+        sampled = inputs.get("sampling_per_token_logps", inputs.get("old_per_token_logps"))
+        if sampled is None:  # on-policy there is no drift: NaN says so
+            sampled = torch.full(shape, float("nan"), device=inputs["completion_ids"].device)
+        found["rollout_log_probs"] = sampled
+    return found
+
+
+def corrects_sampler(args: Any) -> bool:
+    """Whether TRL weighs tokens by the trained policy's probability over vLLM's; then every batch also has old log-probs."""
+    return bool(args.use_vllm and args.vllm_importance_sampling_correction)
 
 
 def why_not_fused(args: Any, *, row_metrics: bool) -> str | None:
@@ -96,10 +107,12 @@ def why_not_fused(args: Any, *, row_metrics: bool) -> str | None:
         return "the entropy bonus is averaged over other tokens than the policy term"
     if args.top_entropy_quantile < 1.0:
         return "top_entropy_quantile < 1 needs the entropy of every token on every process before the loss"
-    if args.use_vllm and args.vllm_importance_sampling_correction:
-        return "vllm_importance_sampling_correction rescales the loss by a ratio of its own"
-    if row_metrics and args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations):
-        return "off-policy, clip_ratio/low_min and high_max need the log-prob of every token; row_metrics=False leaves such metrics out"
+    if args.loss_type == "vespo" and corrects_sampler(args):
+        return "vespo takes vllm_importance_sampling_correction into the ratio of the whole row, tokens of the environment included"
+    old = args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations) or corrects_sampler(args)
+    if row_metrics and old:
+        what = "with vllm_importance_sampling_correction" if corrects_sampler(args) else "off-policy"
+        return f"{what}, clip_ratio/low_min and high_max need the log-prob of every token; row_metrics=False leaves such metrics out"
     return None
 
 

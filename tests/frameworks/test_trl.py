@@ -79,6 +79,58 @@ def test_every_option_of_the_loss(name):
     assert_same(got, want, without=without)
 
 
+class Sampled:
+    """A trainer whose rollouts came from vLLM, as far as scoring and loss can tell; vLLM itself is needed for generation alone."""
+
+    def __init__(self, *arguments, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.args.use_vllm = True
+        if isinstance(self, FusedGRPOTrainer):
+            self.read_args(row_metrics=self.row_metrics)
+
+    def _generate(self, prompts):
+        self.use_vllm = False
+        try:
+            return super()._generate(prompts)
+        finally:
+            self.use_vllm = True
+
+
+class SampledStock(Sampled, GRPOTrainer):
+    pass
+
+
+class SampledOurs(Sampled, FusedGRPOTrainer):
+    pass
+
+
+def sampled_turns(prompts, trainer):
+    """scripted_turns with log-probs that are not quite the model's, as a sampler of another precision has them; some are missing."""
+    rows = scripted_turns(prompts, trainer)
+    generator = torch.Generator().manual_seed(len(rows["completion_ids"][0]))
+    draw = lambda ids: (-3.2 + 0.5 * torch.randn(len(ids), generator=generator)).tolist()  # noqa: E731
+    rows["logprobs"] = [[None, *draw(ids[1:])] for ids in rows["completion_ids"]]
+    return rows
+
+
+@pytest.mark.parametrize("mode", ["sequence_mask", "sequence_truncate", "token_mask", "token_truncate"])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_the_samplers_own_probabilities(loss_type, mode):
+    """vLLM's importance sampling correction: fused without row metrics, TRL's own formula with them, and for vespo always."""
+    if loss_type == "vespo" and mode.startswith("sequence"):
+        pytest.skip("TRL refuses it")
+    bounds = {"vllm_importance_sampling_clip_max": 1.3, "vllm_importance_sampling_clip_min": 0.8}
+    settings = settings_of(loss_type, beta=0.1, gradient_accumulation_steps=2, vllm_importance_sampling_mode=mode, **bounds)
+    extra = {"rollout_func": sampled_turns}
+    want = run(SampledStock, extra=extra, steps=4, **settings)
+    ratios = [entry["sampling/importance_sampling_ratio/mean"] for entry in want.logs]
+    assert max(abs(ratio - 1) for ratio in ratios) > 0.02, "every ratio was 1: the correction was not tested"
+    for row_metrics in (True, False):
+        got = run(SampledOurs, extra={**extra, "row_metrics": row_metrics}, steps=4, **settings)
+        assert (got.trainer.unfused_because is None) == (not row_metrics and loss_type != "vespo")
+        assert_same(got, want, without=ROW_METRICS if got.trainer.unfused_because is None else ())
+
+
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "bnpo", "dr_grpo"])
 def test_words_of_the_environment_are_not_trained(loss_type):
     settings = settings_of(loss_type, gradient_accumulation_steps=2, beta=0.1)
