@@ -1,4 +1,4 @@
-"""Sums and maxima over the ranks of a process group, in place for statistics, and with a gradient for what losses depend on."""
+"""What the ranks of a process group do together: sums, maxima and rows; in place for statistics, with a gradient where losses need it."""
 
 from typing import Any
 
@@ -44,3 +44,41 @@ def largest_over_ranks(values: Tensor, group_name: str) -> Tensor:
 
 def _copy(values: Tensor) -> Tensor:
     return values.detach().clone(memory_format=torch.contiguous_format)
+
+
+def told(value: Any, process_group: "torch.distributed.ProcessGroup | None") -> list[Any]:
+    """A plain Python value of every rank (None: of all there are), in rank order; without torch.distributed this process's alone."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    every = [None] * torch.distributed.get_world_size(process_group)
+    torch.distributed.all_gather_object(every, value, group=process_group)
+    return every
+
+
+def own_rows(counts: list[int], process_group: "torch.distributed.ProcessGroup | None") -> slice:
+    """Where this rank's rows lie among those of all ranks; counts[r] is how many rank r has."""
+    rank = torch.distributed.get_rank(process_group) if len(counts) > 1 else 0
+    return slice(sum(counts[:rank]), sum(counts[: rank + 1]))
+
+
+def gathered(rows: Tensor, counts: list[int], process_group: "torch.distributed.ProcessGroup | None") -> Tensor:
+    """(sum of counts, ...) the rows of all ranks in rank order; padded to the longest on the way, since collectives take equal sizes."""
+    if len(counts) == 1:
+        return rows.clone()
+    longest, trailing = max(counts), rows.shape[1:]
+    mine, every = rows.new_zeros(longest, *trailing), rows.new_empty(len(counts) * longest, *trailing)
+    mine[: rows.shape[0]] = rows
+    torch.distributed.all_gather_into_tensor(every, mine, group=process_group)
+    return torch.cat([part[:count] for part, count in zip(every.split(max(longest, 1)), counts)]) if longest else every
+
+
+def scattered_sum(rows: Tensor, counts: list[int], process_group: "torch.distributed.ProcessGroup | None") -> Tensor:
+    """(counts[own rank], ...) this rank's part of the sum over ranks of `rows` (sum of counts, ...)."""
+    if len(counts) == 1:
+        return rows.clone()
+    longest, trailing = max(counts), rows.shape[1:]
+    every, mine = rows.new_zeros(len(counts), longest, *trailing), rows.new_empty(longest, *trailing)
+    for padded, part in zip(every, rows.split(counts)):
+        padded[: part.shape[0]] = part
+    torch.distributed.reduce_scatter_tensor(mine, every.view(-1, *trailing), group=process_group)
+    return mine[: counts[torch.distributed.get_rank(process_group)]]

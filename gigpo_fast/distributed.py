@@ -1,12 +1,13 @@
-"""What spans ranks: how many tokens or sequences the whole batch has, and heads whose vocabulary is sharded."""
+"""What spans ranks: the counts and the rows of the whole batch, and heads whose vocabulary is sharded. Nothing here happens unasked."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import checks
-from .collectives import largest_over_ranks
+from .collectives import gathered, largest_over_ranks, own_rows, scattered_sum, told
 from .head import Head
 from .objective import Sequences
 from .objective.aggregation import Aggregation, TokenSum
@@ -34,12 +35,13 @@ def global_denominator(
         total = aggregation.count(mask)                # tokens, or sequences with a trained token
         torch.distributed.all_reduce(total)            # if a process group is initialised
 
-    `process_group` (default: all ranks) is everyone who has a part of the batch. With `sequence_group`, its ranks hold parts of the
+    `process_group` (default: all ranks) is everyone who has a part of the batch, each token once: leave out ranks that repeat the tokens
+    of others, as those of a vocabulary-parallel head do. With `sequence_group`, its ranks hold parts of the
     same sequences (sequence or context parallelism): sequence numbers mean the same on all of them, sequences are counted once, and
     losses that are given this denominator sum over whole sequences; all ranks of the group call them together.
     No world-size factor is inside: a framework that averages gradients over ranks multiplies its loss by the world size itself.
     `per_sequence` counts this rank's sequences (those of the group), for micro-batches that cut a sequence; pass the same
-    `sequence_ids` numbers to the loss.
+    `sequence_ids` numbers to the loss. A batch that trains nothing on any rank counts 1.
     """
     checks.mask("global_denominator", mask)
     needed = aggregation.needs_sequences or sequence_group is not None
@@ -55,7 +57,7 @@ def global_denominator(
     shared = torch.distributed.is_available() and torch.distributed.is_initialized()
     if shared and not isinstance(aggregation, TokenSum):  # the sum's denominator is 1 however many ranks there are
         torch.distributed.all_reduce(total, group=process_group)
-    return Denominator(total, lengths, name)
+    return Denominator(total.clamp(min=1), lengths, name)  # nothing trained anywhere: the loss is 0, not 0 / 0
 
 
 def _whole_lengths(mask: Tensor, sequences: Sequences, group_name: str, *, by_row: bool) -> Tensor:
@@ -88,3 +90,134 @@ def head_of_dtensor(weight: Tensor, bias: Tensor | None = None, **features: floa
     local = [None if value is None else value.to_local(grad_placements=weight.placements) for value in (weight, bias)]
     group = weight.device_mesh.get_group().group_name if weight.placements[0] == Shard(0) else None
     return Head(*local, **features, group_name=group)
+
+
+def equal_row_counts(
+    rows: Tensor,  # (B,) bool, rows that this rank must run: loss.rows_that_matter
+    *,
+    process_group: "torch.distributed.ProcessGroup | None" = None,
+) -> Tensor:  # (B,) bool
+    """`rows` and as many idle rows more as make every rank run the same number, so that FSDP's ranks meet in the same forwards.
+
+        idle = (~rows).nonzero()[: largest_count_of_a_rank - rows.sum()];  rows[idle] = True
+
+    Idle rows cannot change the loss or a gradient, so running them is exact. No rank has a row that matters: all False, on every rank.
+    All ranks of the group (default: all there are) call together. Raises on every rank if one has too few rows to fill up with.
+    """
+    function = "equal_row_counts"
+    bad = not isinstance(rows, Tensor) or rows.dim() != 1 or rows.dtype != torch.bool
+    seen = told((-1, checks.describe(rows)) if bad else (int(rows.sum()), rows.numel()), process_group)
+    for rank, (count, got) in enumerate(seen):
+        if count < 0:
+            fix = "pass loss.rows_that_matter(mask, advantages, objective=...)"
+            checks.fail(function, "rows", "(B,) bool on every rank", f"{got} on rank {rank}", fix, error=TypeError)
+    most = max(count for count, _ in seen)
+    short = [rank for rank, (_, held) in enumerate(seen) if held < most]
+    if short:
+        got = f"{seen[short[0]][1]} on rank {short[0]}, where another rank has {most} that matter"
+        checks.fail(function, "rows", "as many on each rank as any rank must run", got, "give the ranks equal numbers of rows")
+    idle = (~rows).nonzero().squeeze(1)[: most - int(rows.sum())]
+    return rows.index_fill(0, idle, True)
+
+
+def gather_rows(
+    local: Tensor,  # (n, ...) rows of this rank; n may differ between ranks and be 0
+    *,
+    sum_gradients: bool,
+    process_group: "torch.distributed.ProcessGroup | None" = None,
+) -> Tensor:  # (sum of n, ...) the same on every rank
+    """The rows of all ranks, one rank's behind the other's, for whoever wants them together; differentiable.
+
+        torch.cat(rows_of_each_rank)
+
+    The gradient of a row is, with `sum_gradients`, the sum of what every rank sends back to it (a reduce-scatter; summed in float32 or
+    better and rounded once): right where each rank goes on to a loss of its own and their sum is trained. Without, it is what this rank
+    alone sends back (no communication): right where all ranks compute one and the same loss from the rows, as a vocabulary-parallel head
+    does, whose d_hidden arrives summed. All ranks of the group (default: all there are) call, and differentiate, together.
+    Nothing is rounded. Raises on every rank if trailing shapes, dtypes or the wish for a gradient differ between ranks.
+    """
+    function = "gather_rows"
+    if isinstance(local, Tensor) and local.dim() > 0:
+        mine = (tuple(local.shape), str(local.dtype), torch.is_grad_enabled() and local.requires_grad)
+    else:
+        mine = checks.describe(local)
+    seen = told(mine, process_group)
+    for rank, one in enumerate(seen):
+        if isinstance(one, str):
+            checks.fail(function, "local", "(n, ...) on every rank", f"{one} on rank {rank}", "pass a tensor of rows", error=TypeError)
+    every = {
+        "trailing shape": [one[0][1:] for one in seen],
+        "dtype": [one[1] for one in seen],
+        "wish for a gradient": [one[2] for one in seen],
+    }
+    for what, values in every.items():
+        if len(set(values)) > 1:
+            fix = "a rank without rows passes (0, ...) like the others', with requires_grad_() if theirs have it"
+            checks.fail(function, "local", f"of one {what} on all ranks", f"{values} in rank order", fix)
+    return _GatherRows.apply(local, [one[0][0] for one in seen], process_group, sum_gradients)
+
+
+class _GatherRows(torch.autograd.Function):
+    """Gathers rows; the backward cuts this rank's out of its own gradient, or out of the sum of all ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, counts: list[int], process_group: Any, sum_gradients: bool) -> Tensor:
+        ctx.counts, ctx.process_group, ctx.sum_gradients = counts, process_group, sum_gradients
+        return gathered(local, counts, process_group)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        if ctx.sum_gradients:
+            wide = gradient.to(checks.compute_dtype(gradient.dtype))
+            return scattered_sum(wide, ctx.counts, ctx.process_group).to(gradient.dtype), None, None, None
+        return gradient[own_rows(ctx.counts, ctx.process_group)], None, None, None
+
+
+def with_all_rows(
+    function: Callable[..., Any],  # of `advantage`: from rows to one result a row, or a NamedTuple of such
+    rows: dict[str, Tensor | list | None],  # its row arguments by name: (S, ...) tensors or lists of this rank's S rows
+    *,
+    process_group: "torch.distributed.ProcessGroup | None" = None,
+    **options: Any,  # its other arguments, the same on every rank
+) -> Any:
+    """What `function` gives for the rows of all ranks in rank order, cut back to this rank's: a group may lie on several ranks.
+
+        whole = function(**{name: torch.cat(value_of_each_rank) for name, value in rows.items()}, **options)
+        return whole[own_rows]                                   # of a NamedTuple, each of its tensors
+
+    The same numbers, bit by bit, as one process with all rows. Rows are a few numbers a step, so gathering them is cheap. For
+    `group_advantages`, `gigpo_advantages` and their relatives; labels must mean the same on every rank, as the ids of
+    `anchor.group_states(..., process_group=...)` do. All ranks of the group (default: all there are) call together; a rank may have no
+    rows. Carries no gradient. Raises on every rank where ranks differ in kinds or dtypes of arguments or in options, where arguments of
+    a rank have unequal lengths, and where a result does not have a row for each row.
+    """
+    name = "with_all_rows"
+    mine = {key: _kind(value) for key, value in rows.items()}, {key: repr(value) for key, value in options.items()}
+    lengths = {key: len(value) for key, value in rows.items() if value is not None}
+    seen = told((*mine, lengths), process_group)
+    for rank, (kinds, others, long) in enumerate(seen):
+        for argument, got, want in (("rows", kinds, seen[0][0]), ("options", others, seen[0][1])):
+            if got != want:
+                both = f"{got} on rank {rank}, {want} on rank 0"
+                checks.fail(name, argument, "of the same names, kinds and values on all ranks", both, "call alike on all ranks")
+        if len(set(long.values())) != 1:
+            checks.fail(name, "rows", "of one length on each rank", f"{long} on rank {rank}", "give every argument one entry a row")
+    counts = [next(iter(long.values())) for *_, long in seen]
+
+    def all_of(value: Tensor | list | None) -> Tensor | list | None:
+        if isinstance(value, Tensor):
+            return gathered(value.detach(), counts, process_group)
+        return None if value is None else [entry for part in told(list(value), process_group) for entry in part]
+
+    found = function(**{key: all_of(value) for key, value in rows.items()}, **options)
+    parts = found if isinstance(found, tuple) else (found,)
+    if not all(isinstance(part, Tensor) and part.dim() and part.shape[0] == sum(counts) for part in parts):
+        got = ", ".join(checks.describe(part) for part in parts)
+        checks.fail(name, "function", f"one whose results have {sum(counts)} rows, as its arguments", f"results {got}", "gather by hand")
+    own = own_rows(counts, process_group)
+    return type(found)(*(part[own] for part in parts)) if isinstance(found, tuple) else found[own]
+
+
+def _kind(value: Any) -> str:
+    return str(value.dtype) + str(list(value.shape[1:])) if isinstance(value, Tensor) else type(value).__name__

@@ -7,6 +7,7 @@ from . import checks
 from .head import Head, check_vocab_size, ready_head, row_scale, token_ids_checked
 from .ops import passes
 from .ops import token_log_probs as ops
+from .sharded_head import check_same_tokens
 from .types import TokenLogProbs, TokenStatistics
 
 __all__ = [
@@ -147,6 +148,8 @@ def _from_hidden(
     leading = tuple(token_ids.shape)
     ready = ready_head(function, hidden, head, temperature, leading)
     flat_ids = token_ids_checked(function, token_ids, leading, hidden.device, ready.vocabulary, None)
+    if ready.group_name:
+        check_same_tokens(function, head.weight, ready.group_name, flat_ids)
     budget = passes.default_budget(ready.weight) if chunk_bytes is None else chunk_bytes
     log_probs, entropy, _, squared = ops.linear_token_log_probs(
         ready.hidden,

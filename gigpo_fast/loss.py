@@ -17,8 +17,10 @@ from .objective.measure import measure
 from .objective.policy import token_terms
 from .ops import passes
 from .ops.linear_policy_loss import linear_policy_loss as _linear_policy_loss
+from .owned_head import owned_head, refuse_rounded, remember_ties
 from .plan import Plan, check_plan, plan_tokens, rows_that_matter
 from .recipes import recipe
+from .sharded_head import check_same_tokens
 from .tokens import ready_tokens
 from .types import LossOutput
 
@@ -177,6 +179,8 @@ def linear_policy_loss(
         denominator,
     )
     flat_ids = token_ids_checked(function, token_ids, shape, hidden.device, ready.vocabulary, mask)
+    if ready.group_name:
+        check_same_tokens(function, head.weight, ready.group_name, flat_ids, mask.reshape(-1))
     check_hidden(function, ready.hidden, mask)
     if plan is not None:
         check_plan(function, plan, mask, advantages, tokens.sequences, objective)
@@ -262,8 +266,12 @@ class PolicyLoss(nn.Module):
 class LinearPolicyLoss(nn.Module):
     """`linear_policy_loss` as a module that owns the head, so that FSDP2 unshards the head around its forward.
 
+        fully_shard(policy.loss)  # = LinearPolicyLoss(lm_head, objective); then fully_shard(policy). A tied head: docs/distributed.md
+
     `lm_head` is an nn.Linear (or anything with `weight` and `bias`); `logit_scale`, `softcap` and `vocab_size` are the model's,
-    `group_name` a vocabulary-parallel head's.
+    `group_name` a vocabulary-parallel head's, whose weight may be a DTensor on that group's mesh. Its inputs but the hidden states are
+    float32 or float64: policies that cast inputs would round log-probs and denominators, so low precision is refused. Raises also where
+    the head is still sharded when the forward runs, and where a wrapper separated it from the embedding it was tied to.
     """
 
     def __init__(
@@ -279,17 +287,10 @@ class LinearPolicyLoss(nn.Module):
         super().__init__()
         self.lm_head, self.objective = lm_head, objective
         self.logit_scale, self.softcap, self.vocab_size, self.group_name = logit_scale, softcap, vocab_size, group_name
+        remember_ties(self, lm_head)
 
     def forward(self, hidden: Tensor, token_ids: Tensor, advantages: Tensor, mask: Tensor, **keywords: Any) -> LossOutput:
-        if hasattr(self.lm_head, "base_layer"):
-            checks.fail(
-                "LinearPolicyLoss",
-                "lm_head",
-                "a plain linear head",
-                f"{type(self.lm_head).__name__}, an adapter around one",
-                "merge the adapter or leave the head out of target_modules: its update would be dropped silently",
-                error=TypeError,
-            )
-        bias = getattr(self.lm_head, "bias", None)
-        head = Head(self.lm_head.weight, bias, self.logit_scale, self.softcap, self.vocab_size, self.group_name)
+        refuse_rounded({"advantages": advantages, **keywords})
+        features = {"logit_scale": self.logit_scale, "softcap": self.softcap, "vocab_size": self.vocab_size}
+        head = owned_head(self, self.lm_head, self.group_name, **features)
         return linear_policy_loss(hidden, head, token_ids, advantages, mask, objective=self.objective, **keywords)

@@ -1,4 +1,4 @@
-"""The columns of a vocabulary-parallel head: how many each rank has, asked once for each weight."""
+"""The ranks of a vocabulary-parallel head: how many columns each has, and whether all score the same tokens, asked once for each weight."""
 
 import torch
 import torch.distributed as dist
@@ -6,9 +6,10 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from . import checks
-from .collectives import group_of
+from .collectives import group_of, told
 
 _known: WeakIdKeyDictionary = WeakIdKeyDictionary()  # weight -> (group name, columns of each rank)
+_compared: WeakIdKeyDictionary = WeakIdKeyDictionary()  # weight -> the group whose ranks had the same tokens
 
 
 def shard_columns(function: str, weight: Tensor, group_name: str, vocab_size: int | None) -> list[int]:
@@ -40,3 +41,21 @@ def shard_columns(function: str, weight: Tensor, group_name: str, vocab_size: in
         got = f"{vocab_size}, which leaves none to rank {real.index(0)} of {columns}"
         checks.fail(function, "head.vocab_size", "such that every rank has a real column", got, "shard the vocabulary more evenly")
     return real
+
+
+def check_same_tokens(function: str, weight: Tensor, group_name: str, token_ids: Tensor, mask: Tensor | None = None) -> None:
+    """Refuse ranks that score different (trained) tokens (N,): a head that FSDP sharded is no vocabulary-parallel one.
+
+    A collective of the group the first time a weight is seen, and at every call under full validation.
+    """
+    if torch.compiler.is_compiling() or (_compared.get(weight) == group_name and not checks.full_validation()):
+        return
+    kept = token_ids if mask is None else torch.where(mask, token_ids, -1)
+    place = torch.arange(kept.numel(), device=kept.device)
+    mine = kept.numel(), int(((kept + 2) * (place * -7046029254386353131 | 1)).sum())  # wraps: a fingerprint of ids and places
+    every = told(mine, group_of(group_name))
+    if len(set(every)) > 1:
+        got = "others, " + ", ".join(f"{count} on rank {rank}" for rank, (count, _) in enumerate(every))
+        fix = "a head sharded by FSDP goes into LinearPolicyLoss, fully_shard'ed itself; tensor-parallel ranks all take the same batch"
+        checks.fail(function, "token_ids", "the same on all ranks of a vocabulary-parallel head", got, fix)
+    _compared[weight] = group_name

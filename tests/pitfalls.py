@@ -167,8 +167,12 @@ PITFALLS = {
     ),
     21: Pitfall(
         "a sharded head mixed with plain tensors",
-        ("test_vocabulary_parallel.py::test_a_dtensor_head", "test_passes.py::test_weight_grad_out_of_a_reduced_parameter_is_refused"),
-        "heads sharded otherwise than by vocabulary are refused by name; a head that FSDP2 unshards around LinearPolicyLoss is not tested yet",
+        (
+            "test_vocabulary_parallel.py::test_a_dtensor_head",
+            "test_passes.py::test_weight_grad_out_of_a_reduced_parameter_is_refused",
+            "test_fsdp.py::test_every_rank_has_the_loss_and_the_gradients_of_one_process",
+            "test_fsdp.py::test_wrapping_that_would_train_another_model_is_refused_on_every_rank",
+        ),
     ),
     22: Pitfall(
         "a gradient buffer for a frozen head",

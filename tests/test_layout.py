@@ -39,6 +39,7 @@ LEVELS = {
     "reward": 2,
     "ops": 3,
     "logprob": 4,
+    "owned_head": 5,
     "pairwise": 4,
     "loss": 5,
     "recipes": 5,
