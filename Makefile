@@ -2,7 +2,7 @@
 #
 #   make demo     train an agent with GRPO and with GiGPO on this machine; writes curves and numbers
 #   make test     the whole test suite
-#   make test-frameworks   tests with trainers' real packages, each in an environment of its own (.venv-trl)
+#   make test-frameworks   tests with trainers' real packages, each in an environment of its own (.venv-trl, .venv-verl)
 #   make bench    benchmarks against torch and other libraries on the CPU (about ten minutes); prints the ratios, writes bench/records
 #   make bench-gpu     on a GPU machine: every kernel proved right, then timed; writes bench/records
 #   make bench-plots   pictures of the records
@@ -30,7 +30,7 @@ BIN          := .venv/bin
 PIP          := $(BIN)/python -m pip --disable-pip-version-check
 BUILD_INPUTS := setup.py pyproject.toml $(wildcard csrc/*)
 
-.PHONY: help demo test test-frameworks bench bench-gpu bench-plots doctor lint check-cuda clean
+.PHONY: help demo test test-frameworks test-trl test-verl bench bench-gpu bench-plots doctor lint check-cuda clean
 .DELETE_ON_ERROR:
 
 help:
@@ -42,8 +42,10 @@ demo: .venv/.ready-demo
 test: .venv/.ready-test
 	$(BIN)/pytest -n auto $(PYTEST_ARGS)
 
-test-frameworks: .venv-trl/.ready
-	OMP_NUM_THREADS=1 .venv-trl/bin/pytest $(wildcard tests/frameworks/test_trl*.py) $(PYTEST_ARGS)
+test-frameworks: test-trl test-verl
+
+test-trl test-verl: test-%: .venv-%/.ready
+	OMP_NUM_THREADS=1 .venv-$*/bin/pytest $(wildcard tests/frameworks/test_$*_*.py tests/frameworks/test_$*.py) $(PYTEST_ARGS)
 
 bench: .venv/.ready-bench
 	$(BIN)/pytest bench --benchmark-only --benchmark-columns=median,iqr,rounds -q $(PYTEST_ARGS)
@@ -70,7 +72,7 @@ check-cuda: .venv/.torch
 	  -I"$$($(BIN)/python -c 'import torch.utils.cpp_extension as e; print(e.include_paths()[0])')" csrc/anchor_cuda.cu -o build/anchor_cuda.o
 
 clean:
-	rm -rf .venv .venv-trl build dist demo_out papers_out *.egg-info gigpo_fast/*.so
+	rm -rf .venv .venv-trl .venv-verl build dist demo_out papers_out *.egg-info gigpo_fast/*.so
 
 .venv/.made:
 	@sh scripts/preflight.sh "$(PY)"
@@ -94,10 +96,10 @@ clean:
 	touch $@
 
 # Trainers pin packages against each other's wishes, so each has an environment of its own. torch first, as above.
-.venv-trl/.ready: $(BUILD_INPUTS)
+.venv-trl/.ready .venv-verl/.ready: .venv-%/.ready: $(BUILD_INPUTS)
 	@sh scripts/preflight.sh "$(PY)"
-	$(PY) -m venv .venv-trl
-	.venv-trl/bin/pip --disable-pip-version-check install $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") "$(TORCH)"
-	.venv-trl/bin/pip --disable-pip-version-check install "setuptools>=77" ninja "pytest>=8" hypothesis peft
-	.venv-trl/bin/pip --disable-pip-version-check install --no-build-isolation -e ".[trl]"
+	$(PY) -m venv .venv-$*
+	.venv-$*/bin/pip --disable-pip-version-check install $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") "$(TORCH)"
+	.venv-$*/bin/pip --disable-pip-version-check install "setuptools>=77" ninja "pytest>=8" hypothesis peft
+	.venv-$*/bin/pip --disable-pip-version-check install --no-build-isolation -e ".[$*]"
 	touch $@

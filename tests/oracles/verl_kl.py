@@ -3,34 +3,18 @@
 import torch
 
 from gigpo_fast import loss
-from gigpo_fast.objective import K1, K2, K3, AbsoluteKL, KLPenalty, PolicyObjective, StraightThrough, TokenSum
+from gigpo_fast.integrations.verl_objective import estimator_of
+from gigpo_fast.objective import KLPenalty, PolicyObjective, TokenSum
 
 from .adapter import Adapter, Answer, Unsupported
 from .tensors import Case
 
-_K3 = K3(input_clip=20.0, output_clip=10.0)
-_ESTIMATORS = {
-    "k1": K1(),
-    "kl": K1(),
-    "abs": AbsoluteKL(),
-    "k2": K2(),
-    "mse": K2(),
-    "k3": _K3,
-    "low_var_kl": _K3,
-    "k1+": StraightThrough(K1()),
-    "kl+": StraightThrough(K1()),
-    "abs+": StraightThrough(AbsoluteKL()),
-    "k2+": StraightThrough(K2()),
-    "mse+": StraightThrough(K2()),
-    "k3+": StraightThrough(_K3),
-    "low_var_kl+": StraightThrough(_K3),
-}
-
 
 def answer(case: Case) -> Answer:
-    estimator = _ESTIMATORS.get(case.config["kl"])
-    if estimator is None:
-        raise Unsupported(f"no estimator for {case.config['kl']!r}")
+    try:
+        estimator = estimator_of("verl_kl", case.config["kl"])
+    except ValueError as error:
+        raise Unsupported(str(error)) from error
     log_probs = case.inputs["log_probs"].clone().requires_grad_()
     reference = case.inputs["ref_log_probs"]
     # Without advantages the penalty is all that is left of the loss.
