@@ -173,7 +173,9 @@ def test_hidden_states_that_are_not_finite():
     for value in (float("nan"), float("inf")):
         broken = change(B, hidden=B.hidden.clone(), mask=torch.ones_like(B.mask))
         broken.hidden[1, 2, 3], broken.hidden[2, 0, 0] = value, -value
-        message = "linear_policy_loss: hidden must be finite at trained tokens, got NaN or infinity at [1, 2] (2 tokens in all); look for an"
+        message = (
+            "linear_policy_loss: hidden must be finite at trained tokens, got NaN or infinity at [1, 2] (2 tokens in all); look for an"
+        )
         says(ValueError, message, lambda b=broken: linear(b))
         broken.mask[1, 2] = broken.mask[2, 0] = False
         linear(broken)

@@ -1,4 +1,4 @@
-"""What verl imports through its entry point `verl.plugins`: registers our losses, estimators and trainers in every process that imports it."""
+"""What verl imports through its entry point `verl.plugins`: our losses, estimators and trainers enter the registries of that process."""
 
 import warnings
 
