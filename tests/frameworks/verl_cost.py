@@ -5,26 +5,19 @@ python -m tests.frameworks.verl_cost          # a head of 151,936 words, batches
 
 import argparse
 import contextlib
-import gzip
-import json
-import pathlib
-import subprocess
-import sys
 import time
-import zlib
 
 import torch
 from tensordict import NonTensorData, TensorDict
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2ForCausalLM
 from verl.models.transformers.monkey_patch import patch_forward_with_backends
 from verl.utils import torch_functional as verl_functional
 from verl.workers.utils import losses
 
 from gigpo_fast.integrations.verl import ppo_loss, use_fused_head
+from tests.frameworks.cost import BATCHES, LENGTH, PROMPT, ROWS, added_at_peak, peak_of, rows_of, small_model
 from tests.frameworks.verl_cases import actor_config
 
-ROLLOUTS = pathlib.Path(__file__).resolve().parents[2] / "examples" / "rollouts"
-VOCABULARY, ROWS, LENGTH, PROMPT = 151_936, 4, 256, 64
 KINDS = ("verl, logits", "verl, fused", "ours")
 
 
@@ -32,9 +25,7 @@ class Actor:
     """A model in the state that verl's engine puts it into, and the loss that goes with it."""
 
     def __init__(self, kind: str) -> None:
-        torch.manual_seed(0)
-        sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-        self.kind, self.model = kind, Qwen2ForCausalLM(Qwen2Config(vocab_size=VOCABULARY, tie_word_embeddings=False, **sizes))
+        self.kind, self.model = kind, small_model()
         self.model.__class__ = type("Actor", (Qwen2ForCausalLM,), {})  # verl patches classes
         self.loss = ppo_loss if kind == "ours" else losses.ppo_loss
         self.config = actor_config("vanilla", entropy_coeff=0.0)
@@ -63,27 +54,10 @@ class Actor:
         return float(loss.detach())
 
 
-def numbers(text: str) -> list[int]:
-    """A number of the vocabulary for each word; a real tokenizer would make somewhat more of them."""
-    return [100 + zlib.crc32(word.encode()) % (VOCABULARY - 100) for word in text.split()]
-
-
 def batch(name: str) -> tuple[dict, TensorDict]:
-    """Rows of one trajectory each from recorded rollouts (observation, action, observation, ...), or dense: every response token trained."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(100, VOCABULARY, (ROWS, PROMPT + LENGTH), generator=generator)
-    mask = torch.ones(ROWS, PROMPT + LENGTH, dtype=torch.int64)
-    if name != "dense":
-        with gzip.open(ROLLOUTS / f"{name}.jsonl.gz", "rt") as lines:
-            steps = [step for step in map(json.loads, lines) if step["type"] == "step"]
-        for row, first in enumerate([i for i, step in enumerate(steps) if step["step"] == 0][:ROWS]):
-            pairs = [(word, 0) for word in numbers(steps[first]["obs"])][:PROMPT]
-            pairs = [(100, 0)] * (PROMPT - len(pairs)) + pairs
-            for step, after in zip(steps[first:], steps[first + 1 :]):
-                pairs += [(word, 1) for word in numbers(step["action"])] + [(word, 0) for word in numbers(after["obs"])]
-                if len(pairs) >= PROMPT + LENGTH:
-                    break
-            ids[row], mask[row] = torch.tensor(pairs[: PROMPT + LENGTH]).T
+    """The inputs of the model and the micro-batch, as verl's engine has them."""
+    generator = torch.Generator().manual_seed(1)
+    ids, mask = rows_of(name)
     mask = mask[:, PROMPT:].bool()
     jagged = lambda rows: torch.nested.nested_tensor(list(rows), layout=torch.jagged)  # noqa: E731
     fields = {
@@ -100,34 +74,19 @@ def batch(name: str) -> tuple[dict, TensorDict]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": positions}, data
 
 
-def peak(kind: str, name: str) -> float:
-    """MiB that a step adds at its peak, in a fresh process."""
-    command = [sys.executable, "-m", "tests.frameworks.verl_cost", "--peak-of", kind, "--batch", name]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
-
-
-def kilobytes(field: str) -> int:
-    """A line of this process's memory accounts."""
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--peak-of", choices=KINDS)
-    parser.add_argument("--batch", choices=["textworld", "scienceworld", "dense"])
+    parser.add_argument("--batch", choices=BATCHES)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--times-only", action="store_true")
     options = parser.parse_args()
     if options.peak_of:
         actor, given = Actor(options.peak_of), batch(options.batch)
-        pathlib.Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
-        before = kilobytes("VmRSS")
-        actor.step(*given)
-        print((kilobytes("VmHWM") - before) / 1024)
+        print(added_at_peak(lambda: actor.step(*given)))
         return
     actors = {kind: Actor(kind) for kind in KINDS}
-    for name in [options.batch] if options.batch else ("textworld", "scienceworld", "dense"):
+    for name in [options.batch] if options.batch else BATCHES:
         given, times, found = batch(name), {kind: [] for kind in KINDS}, {}
         for _ in range(options.rounds):
             for kind, actor in actors.items():
@@ -143,7 +102,7 @@ def main() -> None:
         best = {kind: min(values) for kind, values in times.items()}
         print(f"{name}: {share:.0%} of {ROWS} x {LENGTH} response tokens trained, {ROWS} x {PROMPT} prompt tokens")
         for kind in KINDS:
-            memory = "" if options.times_only else f", peak {peak(kind, name):.0f} MiB"
+            memory = "" if options.times_only else f", peak {peak_of('tests.frameworks.verl_cost', kind, name):.0f} MiB"
             print(f"  {kind}: {best[kind]:.2f} s ({best[kind] / best['ours']:.2f}x){memory}", flush=True)
 
 
