@@ -219,14 +219,65 @@ FAULTS = {
         "chunks along the wrong dimension; a ragged last chunk",
         ("test_linear_policy_loss.py::test_chunks_agree", "test_logprob.py::test_slabs_of_the_vocabulary"),
     ),
+    16: Pitfall(
+        "a mean over each micro-batch, then a mean of means",
+        ("test_partition.py::test_any_split_sums_to_one_call", "frameworks/test_verl_loss.py::test_micro_batches_sum_to_the_whole"),
+    ),
+    17: Pitfall(
+        "divided by the generation batch instead of the optimiser step", ("frameworks/test_trl.py::test_every_option_of_the_loss",)
+    ),
+    18: Pitfall("divided by the accumulation steps twice", ("frameworks/test_trl.py::test_equals_the_stock_trainer",)),
+    19: Pitfall(
+        "one branch forgets the normaliser",
+        ("test_partition.py::test_any_split_sums_to_one_call", "frameworks/test_verl_loss.py::test_equals_the_registered_loss"),
+    ),
+    32: Pitfall("words of tools and environments are trained", ("frameworks/test_trl.py::test_words_of_the_environment_are_not_trained",)),
+    38: Pitfall(
+        "the sampler's importance ratio is dropped in the fused path",
+        ("frameworks/test_trl.py::test_the_samplers_own_probabilities", "frameworks/test_verl_loss.py::test_equals_the_registered_loss"),
+    ),
+    39: Pitfall(
+        "softcap or logit scale dropped, or in another order",
+        (
+            "test_integrations_transformers.py::test_equals_the_models_own_logits",
+            "frameworks/test_trl.py::test_what_a_model_does_to_its_logits",
+            "frameworks/test_verl_head.py::test_what_a_model_does_to_its_logits",
+        ),
+    ),
+    40: Pitfall(
+        "temperature on one side only",
+        ("frameworks/test_trl.py::test_every_option_of_the_loss", "test_logprob.py::test_from_hidden_states"),
+    ),
+    41: Pitfall(
+        "an adapter on the head is ignored",
+        (
+            "test_integrations_transformers.py::test_what_is_refused_and_by_which_name",
+            "frameworks/test_trl_gigpo.py::test_models_that_are_refused",
+        ),
+    ),
+    42: Pitfall(
+        "a subclass's loss or the router's loss is bypassed",
+        (
+            "test_integrations_transformers.py::test_the_auxiliary_loss_is_the_models_own",
+            "frameworks/test_trl_gigpo.py::test_clashes_name_both_sides",
+        ),
+    ),
+    43: Pitfall(
+        "two fused switches at once",
+        ("frameworks/test_trl_gigpo.py::test_clashes_name_both_sides", "frameworks/test_verl_head.py::test_refusals"),
+    ),
     58: Pitfall("an empty shard of a head reaches the kernel", ("test_bad_inputs.py::test_heads",)),
-    59: Pitfall("a DTensor mixed with a tensor", ("test_vocabulary_parallel.py::test_a_dtensor_head",)),
+    59: Pitfall(
+        "a DTensor mixed with a tensor",
+        (
+            "test_vocabulary_parallel.py::test_a_dtensor_head",
+            "test_fsdp.py::test_wrapping_that_would_train_another_model_is_refused_on_every_rank",
+        ),
+    ),
     60: Pitfall("padding columns in the softmax", PITFALLS[5].tests),
 }
-IN_TEST_NAMES = (*range(1, 16), *range(23, 32), 33, 37, *range(44, 54))  # faults whose tests are called test_Fnn_...
-LATER = {
-    **dict.fromkeys((16, 17, 18, 19, 20, 21, 22), "denominators of trainers: with the trainer adapters"),
-    **dict.fromkeys((32, 34, 35, 36, 38, 39, 40, 41, 42, 43), "features that an adapter could drop: with the trainer adapters"),
+IN_TEST_NAMES = (*range(1, 16), *range(20, 32), *range(33, 38), *range(44, 54))  # faults whose tests are called test_Fnn_...
+ELSEWHERE = {
     61: "graph breaks: pitfall 20",
     62: "numbers that change with tuning: pitfall 12",
     63: "faults of a compiler: `python -m gigpo_fast doctor --selftest` on the user's machine",
