@@ -12,6 +12,8 @@ from torch import Tensor
 from bench import heads, peers
 from bench.peers import Peer, Registry
 from bench.shapes import CLIP, Batch
+from gigpo_fast.loss import linear_policy_loss, plan_tokens
+from gigpo_fast.recipes import recipe
 
 POLICY, LIKELIHOOD = Registry(), Registry()
 TOKENS_OF_A_LIGER_CHUNK = 1024
@@ -45,6 +47,19 @@ def compiled(device):
     """torch.compile of `eager`, static shapes."""
     function = peers.compiled(_dense, device)
     return lambda batch: function(*_everything(batch))
+
+
+@POLICY.add(package="gigpo-fast", compacts=True)
+def ours_without_idle_tokens(device):
+    """This package with plan_tokens(score_idle=False): tokens without advantage are not even scored, and no metric counts them."""
+    objective = recipe("grpo").objective
+
+    def loss(batch: Batch) -> Tensor:
+        plan = plan_tokens(batch.mask, batch.advantages, objective=objective, score_idle=False)
+        given = batch.hidden, batch.weight, batch.token_ids, batch.advantages, batch.mask
+        return linear_policy_loss(*given, old_log_probs=batch.old_log_probs, objective=objective, plan=plan).loss
+
+    return loss
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """The plan: which tokens enter the head, in which order, and which of them may need a backward.
 
 Untrained tokens never enter. Where the objective vanishes at zero advantage, tokens whose whole scope (token or
-sequence) has advantage 0 stand last, behind `n_backward`: they are scored for the metrics and never differentiated.
+sequence) has advantage 0 stand last, behind `n_backward`: they are scored for the metrics, unless one does without,
+and never differentiated.
 """
 
 from typing import NamedTuple
@@ -25,6 +26,7 @@ class Plan(NamedTuple):
     shape: tuple[int, ...]  # of the mask
     scope: int  # of the objective it was made for
     skips: bool  # whether that objective vanishes at zero advantage, so that tokens were left out of the backward
+    scores_idle: bool = True  # whether such tokens are in `rows`
 
 
 def plan_tokens(
@@ -33,16 +35,20 @@ def plan_tokens(
     *,
     objective: PolicyObjective,
     sequence_ids: Tensor | None = None,  # shape of mask, int64
+    score_idle: bool = True,
 ) -> Plan:
     """Decide which tokens need what, once per batch; waits for the device at most a few times.
 
         rows = mask.flatten().nonzero()              # then those that cannot matter are moved to the end
 
-    Raises if shapes differ. Pass the plan to `linear_policy_loss` with the same mask, advantages and objective.
+    `score_idle` False leaves tokens that cannot matter (advantage 0, no penalty) out of the head altogether: 0 operations instead of
+    2VH each. Loss and gradients are the same and the denominator still counts them; n_active and the means among the metrics are then
+    those of the other tokens. Raises if shapes differ. Pass the plan to `linear_policy_loss` with the same mask, advantages and objective.
     """
     sequences = _checked("plan_tokens", mask, advantages, objective, sequence_ids)
-    rows, n_backward, boundaries = order_tokens(mask.reshape(-1), advantages.reshape(-1), sequences, objective)
-    return Plan(rows, n_backward, boundaries, tuple(mask.shape), int(objective.scope), objective.zero_at_zero_advantage)
+    planned = order_tokens(mask.reshape(-1), advantages.reshape(-1), sequences, objective)
+    planned = planned if score_idle else without_idle(*planned)
+    return Plan(*planned, tuple(mask.shape), int(objective.scope), objective.zero_at_zero_advantage, bool(score_idle))
 
 
 def check_plan(
@@ -60,7 +66,8 @@ def check_plan(
         )
         checks.fail(function, "plan", expected, got, fix)
     if checks.full_validation():
-        rows, n_backward, boundaries = order_tokens(mask.reshape(-1), advantages.reshape(-1), sequences, objective)
+        planned = order_tokens(mask.reshape(-1), advantages.reshape(-1), sequences, objective)
+        rows, n_backward, boundaries = planned if plan.scores_idle else without_idle(*planned)
         if not torch.equal(rows, plan.rows) or n_backward != plan.n_backward or not torch.equal(boundaries, plan.boundaries):
             checks.fail(function, "plan", expected, "one that names other tokens or sequences", fix)
 
@@ -111,6 +118,11 @@ def order_tokens(mask: Tensor, advantages: Tensor, sequences: Sequences | None, 
         lengths = torch.unique_consecutive(unit, return_counts=True)[1].cpu()
         boundaries = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     return rows.index_select(0, order), int((idle == 0).sum()), boundaries
+
+
+def without_idle(rows: Tensor, n_backward: int, boundaries: Tensor) -> tuple[Tensor, int, Tensor]:
+    """The same without the tokens behind n_backward. No sequence lies on both sides: one that matters matters whole."""
+    return rows[:n_backward], n_backward, boundaries[boundaries <= n_backward]
 
 
 def _checked(function: str, mask: Tensor, advantages: Tensor, objective: PolicyObjective, sequence_ids: Tensor | None) -> Sequences | None:
