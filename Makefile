@@ -3,7 +3,7 @@
 #   make demo     train an agent with GRPO and with GiGPO on this machine; writes curves and numbers
 #   make test     the whole test suite
 #   make test-frameworks   tests with trainers' real packages, each in an environment of its own (.venv-trl, .venv-verl)
-#   make bench    benchmarks against torch and other libraries on the CPU (about ten minutes); prints the ratios, writes bench/records
+#   make bench    benchmarks against torch and other libraries on the CPU (ten to fifteen minutes); prints the ratios, writes bench/records
 #   make bench-gpu     on a GPU machine: every kernel proved right, then timed; writes bench/records
 #   make bench-plots   pictures of the records
 #   make doctor   which path every operation takes here, and a comparison of each with the reference
@@ -45,7 +45,7 @@ test: .venv/.ready-test
 test-frameworks: test-trl test-verl
 
 test-trl test-verl: test-%: .venv-%/.ready
-	OMP_NUM_THREADS=1 .venv-$*/bin/pytest $(wildcard tests/frameworks/test_$*_*.py tests/frameworks/test_$*.py) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 .venv-$*/bin/pytest $(wildcard tests/frameworks/test_$(*)*.py) $(PYTEST_ARGS)
 
 bench: .venv/.ready-bench
 	$(BIN)/pytest bench --benchmark-only --benchmark-columns=median,iqr,rounds -q $(PYTEST_ARGS)

@@ -113,16 +113,14 @@ class Grouper {
   i64 hash(i64 begin, i64 end, u32* hashes, const Ready& ready) {
     const Rows rows = rows_;  // by value, so that nothing written here could change it
     const Options options = options_;
-    const LongFingerprint long_hash = best_long_fingerprint();
+    const LongFingerprint longer = best_long_fingerprint();
     Fingerprint print = {0, 0};
     i64 i = begin;
     for (i64 bytes = 0; i < end && i - begin < kBlockRows && bytes < kBlockBytes; ++i) {
       if (i + kAskBytes < end && !ready(i + kAskBytes)) return -1;
       const i64 length = rows.length(i);
       if (i == begin || rows.bytes(i) != rows.bytes(i - 1) || length != rows.length(i - 1)) {  // labels repeat the same object
-        const Fingerprint whole =
-            length > kLongerThan ? long_hash(rows.bytes(i), length, key_) : short_fingerprint(rows.bytes(i), length, options.seed, key_);
-        print = truncated(whole, options.hash_bits);
+        print = truncated(fingerprint(rows.bytes(i), length, options.seed, key_, longer), options.hash_bits);
       }
       if (!options.bytes_decide) same_.prints[size_t(i)] = print;
       hashes[i - begin] = u32((print.low + u64(rows.label(i)) * kPrimeE + u64(rows.kind(i)) * kPrimeC) * kPrimeA >> 32);

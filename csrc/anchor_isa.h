@@ -38,6 +38,11 @@ inline LongFingerprint long_fingerprint_at(int level) {
   return level == 0 ? long_fingerprint : nullptr;
 }
 
+// fingerprint of anchor_hash.h, with the part for longer states of one level.
+inline Fingerprint fingerprint(const u8* p, i64 length, u64 seed, const u64* key, LongFingerprint longer) {
+  return length <= kLongerThan ? short_fingerprint(p, length, seed, key) : longer(p, length, key);
+}
+
 // The fastest of this machine.
 inline LongFingerprint best_long_fingerprint() {
   static const LongFingerprint best = [] {

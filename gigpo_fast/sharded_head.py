@@ -26,10 +26,7 @@ def shard_columns(function: str, weight: Tensor, group_name: str, vocab_size: in
     except (RuntimeError, KeyError, ValueError, TypeError):
         checks.fail(function, "head.group_name", "the name of a process group", group_name, "pass process_group.group_name")
     if _known.get(weight, ("", []))[0] != group_name:
-        mine = torch.tensor([weight.shape[0]], device=weight.device)
-        every = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(every, mine, group=group)
-        _known[weight] = (group_name, [int(columns) for columns in every])
+        _known[weight] = (group_name, told(weight.shape[0], group))
     columns = _known[weight][1]
     if vocab_size is None:
         return list(columns)

@@ -20,12 +20,11 @@ extern "C" void host_fingerprint(const anchor::u8* data, anchor::i64 length, anc
 
 // The same with the longer states' part of one instruction set (anchor_isa.h); 0 if this machine cannot run it.
 extern "C" int host_fingerprint_at(int level, const anchor::u8* data, anchor::i64 length, anchor::u64 seed, anchor::u64* out) {
-  const anchor::LongFingerprint long_fingerprint = anchor::long_fingerprint_at(level);
-  if (long_fingerprint == nullptr) return 0;
+  const anchor::LongFingerprint longer = anchor::long_fingerprint_at(level);
+  if (longer == nullptr) return 0;
   anchor::u64 key[anchor::kKeyWords];
   anchor::expand_key(seed, key);
-  const bool longer = length > anchor::kLongerThan;
-  const anchor::Fingerprint f = longer ? long_fingerprint(data, length, key) : anchor::short_fingerprint(data, length, seed, key);
+  const anchor::Fingerprint f = anchor::fingerprint(data, length, seed, key, longer);
   out[0] = f.low;
   out[1] = f.high;
   return 1;

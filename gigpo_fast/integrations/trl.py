@@ -38,9 +38,9 @@ class FusedPolicyLoss:
     formula over log-probs from the head in chunks (8NVH). `credit` adds GiGPO's step level. `row_metrics` False lets steps with old
     log-probs be fused too (off-policy ones, and all with vLLM's importance sampling correction) and leaves out the metrics that need
     every token's log-prob there: clip_ratio/low_min, high_max, cispo_clip_ratio, vespo/phi_seq_mean and, with a sequence ratio, all of
-    clip_ratio. `skip_idle_rows` leaves rows that cannot change the gradient (zero
-    advantage, no penalty) out of the transformer; the entropy metric is then that of the other rows. `chunk_bytes` as in
-    `linear_policy_loss`. Settings that clash raise before anything is loaded, models that do not fit before the first step.
+    clip_ratio. `skip_idle_rows` leaves rows that cannot change the gradient (zero advantage, no penalty) out of the transformer; the
+    entropy metric is then that of the other rows. `chunk_bytes` as in `linear_policy_loss`. Settings that clash raise before anything is
+    loaded, models that do not fit before the first step.
     """
 
     def __init__(
@@ -73,14 +73,14 @@ class FusedPolicyLoss:
         for model in (self.model, self.ref_model):
             if model is not None:
                 add_head_call(self.accelerator.unwrap_model(model))
-        self.read_args(row_metrics=row_metrics)
+        self.read_args()
         if self.unfused_because is not None:
             warnings.warn(f"FusedGRPOTrainer: loss and head are not fused: {self.unfused_because}", stacklevel=3)
 
-    def read_args(self, *, row_metrics: bool) -> None:
+    def read_args(self) -> None:
         """Make the objective that `self.args` asks for; call it again after changing them."""
         self.objective = config.objective_of(self.args, epsilon_low=self.epsilon_low, epsilon_high=self.epsilon_high)
-        self.unfused_because = config.why_not_fused(self.args, row_metrics=row_metrics)
+        self.unfused_because = config.why_not_fused(self.args, row_metrics=self.row_metrics)
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)

@@ -107,11 +107,12 @@ def why_not_fused(args: Any, *, row_metrics: bool) -> str | None:
         return "the entropy bonus is averaged over other tokens than the policy term"
     if args.top_entropy_quantile < 1.0:
         return "top_entropy_quantile < 1 needs the entropy of every token on every process before the loss"
-    if args.loss_type == "vespo" and corrects_sampler(args):
+    corrected = corrects_sampler(args)
+    if args.loss_type == "vespo" and corrected:
         return "vespo takes vllm_importance_sampling_correction into the ratio of the whole row, tokens of the environment included"
-    old = args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations) or corrects_sampler(args)
-    if row_metrics and old:
-        what = "with vllm_importance_sampling_correction" if corrects_sampler(args) else "off-policy"
+    off_policy = args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations)
+    if row_metrics and (off_policy or corrected):
+        what = "with vllm_importance_sampling_correction" if corrected else "off-policy"
         return f"{what}, clip_ratio/low_min and high_max need the log-prob of every token; row_metrics=False leaves such metrics out"
     return None
 

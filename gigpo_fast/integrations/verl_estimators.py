@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import advantage, checks
 from ..advantage import CORRECTED, VERL
+from ..anchor import group_ids
 
 # verl's conventions: every row counts, a lone row keeps its raw score, a constant group is divided by eps.
 AS_IN_VERL = ("grpo", "grpo_passk", "rloo", "opo", "gpg", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "remax")
@@ -50,12 +51,10 @@ def estimator(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 def labels(function: str, index: Sequence | Tensor, rows: int) -> Tensor:
-    """(B,) int64 dense numbers of the uids, whatever hashable things they are."""
-    values = index.tolist() if hasattr(index, "tolist") else list(index)
-    if len(values) != rows:
-        checks.fail(function, "index", f"{rows} uids, one a row", f"{len(values)} of them", "pass the uids of the same batch")
-    numbers: dict[Any, int] = {}
-    return torch.tensor([numbers.setdefault(value, len(numbers)) for value in values], dtype=torch.int64)
+    """(B,) int64 dense numbers of the uids."""
+    if len(index) != rows:
+        checks.fail(function, "index", f"{rows} uids, one a row", f"{len(index)} of them", "pass the uids of the same batch")
+    return group_ids(index)
 
 
 def estimate(

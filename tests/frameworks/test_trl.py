@@ -86,7 +86,7 @@ class Sampled:
         super().__init__(*arguments, **keywords)
         self.args.use_vllm = True
         if isinstance(self, FusedGRPOTrainer):
-            self.read_args(row_metrics=self.row_metrics)
+            self.read_args()
 
     def _generate(self, prompts):
         self.use_vllm = False
