@@ -64,10 +64,10 @@ def rows_of(size: Size, numbers: np.ndarray, draw: np.random.Generator) -> np.nd
 
 
 def crafted(size: Size) -> np.ndarray:
-    """(states, 64) uint8: a tenth of the rows are different, all of one fingerprint under SEED (`known_seed`)."""
-    from tests.anchor_crafted import crafted_states
+    """(states, 64) uint8: a tenth of the rows are different, all of one place in a host's table under SEED (`known_seed`)."""
+    from tests.anchor_crafted import crafted_for_tables
 
-    pool = np.frombuffer(b"".join(crafted_states(SEED, size.states // 10)), dtype=np.uint8).reshape(-1, 64)
+    pool = np.frombuffer(b"".join(crafted_for_tables(SEED, size.states // 10)), dtype=np.uint8).reshape(-1, 64)
     return pool[np.random.default_rng(0).integers(0, len(pool), size.states)]
 
 

@@ -29,14 +29,6 @@ const i64* int64s(const Tensor& tensor, i64 count, const char* message) {
   return static_cast<const i64*>(tensor.const_data_ptr());
 }
 
-std::tuple<Tensor, Tensor> count_states(const Tensor& ids, int64_t found) {
-  Tensor first_row = torch::stable::new_empty(ids, {found}), counts = torch::stable::new_empty(ids, {found});
-  anchor::describe_groups(
-      static_cast<const i64*>(ids.const_data_ptr()), ids.numel(), found, static_cast<i64*>(first_row.mutable_data_ptr()),
-      static_cast<i64*>(counts.mutable_data_ptr()));
-  return {first_row, counts};
-}
-
 // data (N,) uint8; row i is data[starts[i] : starts[i] + lengths[i]], both (S,) int64; or, with neither, row i of S is width bytes at
 // i * width. group (S,) int64 or nothing. Returns ids (S,), first_row (G,), counts (G,).
 std::tuple<Tensor, Tensor, Tensor> group_packed(
@@ -66,8 +58,12 @@ std::tuple<Tensor, Tensor, Tensor> group_packed(
       rows, {u64(seed), {u64(sip_low), u64(sip_high)}, hash_bits, bytes_decide},
       anchor::threads_for(total, bytes, i64(torch::stable::get_num_threads())), static_cast<i64*>(ids.mutable_data_ptr()));
   grouper.take_all();
-  const auto described = count_states(ids, grouper.finish());
-  return {ids, std::get<0>(described), std::get<1>(described)};
+  const i64 found = grouper.finish();
+  Tensor first_row = torch::stable::new_empty(ids, {found}), counts = torch::stable::new_empty(ids, {found});
+  anchor::describe_groups(
+      static_cast<const i64*>(ids.const_data_ptr()), total, found, static_cast<i64*>(first_row.mutable_data_ptr()),
+      static_cast<i64*>(counts.mutable_data_ptr()));
+  return {ids, first_row, counts};
 }
 
 // ---- lists of str and bytes ----------------------------------------------------------------------------------------------------
@@ -87,29 +83,32 @@ struct Held {
 
 enum class Reading { kDone, kOtherType, kError };
 
-// Where the object's bytes lie, without a copy where there need be none; length counts double, plus one for bytes, as "a" is not b"a".
-Reading read_object(PyObject* object, Held& held, i64& start, i64& length) {
-  Py_ssize_t size = 0;
-  const bool text = Py_TYPE(object) == &PyUnicode_Type || PyUnicode_Check(object);  // the second asks the type, which costs a call
-  const char* bytes = nullptr;
-  if (text) {
-    bytes = PyUnicode_AsUTF8AndSize(object, &size);
-    if (bytes == nullptr) {  // a lone surrogate has no UTF-8; its generalised form has, and is equal only to itself
-      PyErr_Clear();
-      object = PyUnicode_AsEncodedString(object, "utf-8", "surrogatepass");
-      if (object == nullptr) return Reading::kError;
-      held.made.push_back(object);
-    }
+Reading read_bytes_or_surrogates(PyObject* object, Held& held, i64& start, i64& length) {
+  const bool text = PyUnicode_Check(object);
+  if (text) {  // a lone surrogate has no UTF-8; its generalised form has, and is equal only to itself
+    PyErr_Clear();
+    object = PyUnicode_AsEncodedString(object, "utf-8", "surrogatepass");
+    if (object == nullptr) return Reading::kError;
+    held.made.push_back(object);
   } else if (!PyBytes_Check(object)) {
     return Reading::kOtherType;
   }
-  if (bytes == nullptr) {
-    char* in_place = nullptr;
-    if (PyBytes_AsStringAndSize(object, &in_place, &size) != 0) return Reading::kError;
-    bytes = in_place;
-  }
+  char* bytes = nullptr;
+  Py_ssize_t size = 0;
+  if (PyBytes_AsStringAndSize(object, &bytes, &size) != 0) return Reading::kError;
   start = static_cast<i64>(reinterpret_cast<u64>(bytes));
   length = 2 * i64(size) + (text ? 0 : 1);
+  return Reading::kDone;
+}
+
+// Where the object's bytes lie, without a copy where there need be none; length counts double, plus one for bytes, as "a" is not b"a".
+inline Reading read_object(PyObject* object, Held& held, i64& start, i64& length) {
+  const bool text = Py_TYPE(object) == &PyUnicode_Type || PyUnicode_Check(object);  // the second asks the type, which costs a call
+  Py_ssize_t size = 0;
+  const char* bytes = text ? PyUnicode_AsUTF8AndSize(object, &size) : nullptr;
+  if (__builtin_expect(bytes == nullptr, 0)) return read_bytes_or_surrogates(object, held, start, length);
+  start = static_cast<i64>(reinterpret_cast<u64>(bytes));
+  length = 2 * i64(size);
   return Reading::kDone;
 }
 
@@ -126,28 +125,30 @@ i64 estimated_bytes(PyObject* list, i64 total) {
 }
 
 i64 group_list(PyObject* list, const i64* group, i64* ids, const anchor::Options& options) {
-  constexpr i64 kObjectsAhead = 16, kLine = 64;
+  constexpr u64 kObjectsAhead = 16, kLine = 64;
   const i64 total = i64(PyList_Size(list));
   if (total < 0) return -1;
   Held held;
   const std::unique_ptr<i64[]> starts(new i64[size_t(total)]), lengths(new i64[size_t(total)]);
   const anchor::Rows rows = {0, starts.get(), lengths.get(), 0, 1, group, total};
   const int threads = anchor::threads_for(total, estimated_bytes(list, total), i64(torch::stable::get_num_threads()));
-  const i64 asked = threads == 1 ? 4 * kLine : kLine;  // a short text follows its object's header; other threads read it later
+  const u64 asked = threads == 1 ? 4 * kLine : kLine;  // a short text follows its object's header; other threads read it later
   PyObject* soon[kObjectsAhead];
-  const auto ask = [&](i64 i) {
-    soon[i % kObjectsAhead] = PyList_GetItem(list, Py_ssize_t(i));
-    for (i64 at = 0; at < asked; at += kLine) __builtin_prefetch(reinterpret_cast<const char*>(soon[i % kObjectsAhead]) + at);
+  const auto ask = [&soon, list, asked](i64 i) {
+    PyObject* object = soon[u64(i) % kObjectsAhead] = PyList_GetItem(list, Py_ssize_t(i));
+    for (u64 at = 0; at < asked; at += kLine) __builtin_prefetch(reinterpret_cast<const char*>(object) + at);
   };
   Reading reading = Reading::kDone;
-  const auto ready = [&](i64 i) {
-    PyObject* object = soon[i % kObjectsAhead];
-    if (i + kObjectsAhead < total) ask(i + kObjectsAhead);
-    reading = read_object(object, held, starts[size_t(i)], lengths[size_t(i)]);
-    if (threads == 1 && reading == Reading::kDone && rows.length(i) > asked) anchor::prefetch_bytes(rows.bytes(i), rows.length(i));
-    return reading == Reading::kDone;
+  const auto ready = [&, from = starts.get(), tags = lengths.get()](i64 i) {
+    PyObject* object = soon[u64(i) % kObjectsAhead];
+    if (i + i64(kObjectsAhead) < total) ask(i + i64(kObjectsAhead));
+    reading = read_object(object, held, from[i], tags[i]);
+    if (reading != Reading::kDone) return false;
+    __builtin_prefetch(rows.bytes(i) + rows.length(i));  // a text that begins late in a line ends in one line more
+    if (threads == 1 && rows.length(i) > i64(asked)) anchor::prefetch_bytes(rows.bytes(i), rows.length(i));
+    return true;
   };
-  for (i64 i = 0; i < std::min(total, kObjectsAhead); ++i) ask(i);
+  for (i64 i = 0; i < std::min(total, i64(kObjectsAhead)); ++i) ask(i);
   anchor::Grouper grouper(rows, options, threads, ids);
   if (threads == 1) {
     grouper.take(ready);
@@ -174,14 +175,18 @@ extern "C" __attribute__((visibility("default"))) int64_t gigpo_fast_group_list(
   }
 }
 
+// What the ids say of their groups: first_row and counts have room for `found` values.
+extern "C" __attribute__((visibility("default"))) void gigpo_fast_describe_groups(
+    const int64_t* ids, int64_t count, int64_t found, int64_t* first_row, int64_t* counts) {
+  anchor::describe_groups(ids, count, found, first_row, counts);
+}
+
 STABLE_TORCH_LIBRARY_FRAGMENT(gigpo_fast_C, m) {
   m.def(
       "group_packed(Tensor data, int total, int width, Tensor? starts, Tensor? lengths, Tensor? group, int seed, int sip_low, int sip_high,"
       " int hash_bits, bool bytes_decide) -> (Tensor ids, Tensor first_row, Tensor counts)");
-  m.def("count_states(Tensor ids, int found) -> (Tensor first_row, Tensor counts)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gigpo_fast_C, CPU, m) {
   m.impl("group_packed", TORCH_BOX(&group_packed));
-  m.impl("count_states", TORCH_BOX(&count_states));
 }

@@ -9,12 +9,14 @@
 #include <numeric>
 
 #include "anchor_isa.h"
+#include "anchor_short.h"
 #include "anchor_table.h"
 #include "anchor_threads.h"
 
 namespace anchor {
 
-constexpr i64 kBlockBytes = i64(1) << 18, kBlockRows = 2048;  // what a core keeps in its own cache between hashing and comparing
+constexpr i64 kBlockBytes = i64(1) << 15;  // what a core keeps in its nearest cache between hashing and comparing
+constexpr i64 kAskBytes = 8;               // rows ahead whose bytes are asked for
 constexpr i64 kSharedFrom = i64(1) << 23;                     // work, as weighed below, that is worth a second thread
 constexpr i64 kRowWeight = 64;                                // a row costs about as much as this many bytes
 constexpr i64 kMostThreads = 16;
@@ -28,9 +30,9 @@ class Grouper {
  public:
   // ids (rows.count,) is written by take and finish.
   Grouper(const Rows& rows, const Options& options, int threads, i64* ids)
-      : rows_(rows), options_(options), same_{rows_, options.bytes_decide, nullptr}, ids_(ids), sharing_(threads), runs_(size_t(threads)) {
+      : rows_(rows), options_(options), same_{rows, nullptr}, ids_(ids), sharing_(threads), short_hash_(options.seed), runs_(size_t(threads)) {
     expand_key(options.seed, key_);
-    if (!options.bytes_decide) same_.prints.reset(new Fingerprint[size_t(rows.count)]);
+    if (!options.bytes_decide) prints_.reset(new Fingerprint[size_t(rows.count)]), same_.prints = prints_.get();
     for (Run& run : runs_) run.tables.resize(runs_.size()), run.entries.resize(runs_.size());
   }
   Grouper(const Grouper&) = delete;
@@ -80,7 +82,6 @@ class Grouper {
   struct Run {
     std::vector<Table> tables;
     std::vector<Entries> entries;  // of the block at hand, by table
-    std::vector<u32> hashes;       // the same, by row
   };
 
   bool ask_for(i64 row) const {
@@ -90,41 +91,44 @@ class Grouper {
 
   template <class Ready>
   bool take(Run& run, i64 begin, i64 end, const Ready& ready) {
-    run.hashes.resize(kBlockRows);
     for (i64 i = begin; i < std::min(end, begin + kAskBytes); ++i) {
       if (!ready(i)) return false;
     }
-    for (i64 i = begin, next = begin; i < end; i = next) {
-      next = hash(i, end, run.hashes.data(), ready);
-      if (next < 0) return false;
+    for (i64 i = begin; i < end;) {
+      i = hash(run.entries, i, end, ready);
+      if (i < 0) return false;
       if (rows_.count > kMostRows) continue;  // they are all set aside
-      for (Entries& entries : run.entries) entries.count = 0;
-      for (i64 row = i; row < next; ++row) {
-        const u32 hash = run.hashes[size_t(row - i)];
-        run.entries[size_t(u64(hash) * run.entries.size() >> 32)].push(u32(row), hash);
-      }
       for (size_t part = 0; part < run.tables.size(); ++part) run.tables[part].enter(same_, run.entries[part], ids_);
     }
     return true;
   }
 
-  // Hashes a block of rows from `begin` on; returns its end, or -1 if a row was not ready.
+  // Hashes a block of rows from `begin` on, for the table that each belongs to; returns its end, or -1 if a row was not ready.
   template <class Ready>
-  i64 hash(i64 begin, i64 end, u32* hashes, const Ready& ready) {
+  i64 hash(std::vector<Entries>& entries, i64 begin, i64 end, const Ready& ready) {
     const Rows rows = rows_;  // by value, so that nothing written here could change it
     const Options options = options_;
     const LongFingerprint longer = best_long_fingerprint();
-    Fingerprint print = {0, 0};
-    i64 i = begin;
-    for (i64 bytes = 0; i < end && i - begin < kBlockRows && bytes < kBlockBytes; ++i) {
+    const u64 tables = entries.size();
+    for (Entries& part : entries) part.count = 0;
+    const u8* before = nullptr;  // where the row before of this block lies
+    i64 i = begin, taken = 0;
+    for (const i64 stop = std::min(end, begin + kBatch * i64(tables)); i < stop && taken < kBlockBytes * i64(tables); ++i) {
       if (i + kAskBytes < end && !ready(i + kAskBytes)) return -1;
-      const i64 length = rows.length(i);
-      if (i == begin || rows.bytes(i) != rows.bytes(i - 1) || length != rows.length(i - 1)) {  // labels repeat the same object
-        print = truncated(fingerprint(rows.bytes(i), length, options.seed, key_, longer), options.hash_bits);
+      const u8* bytes = rows.bytes(i);
+      const i64 length = rows.length(i), label = rows.label(i);
+      if (bytes == std::exchange(before, bytes) && i > begin && rows.tag(i) == rows.tag(i - 1) && label == rows.label(i - 1)) {
+        ids_[i] = i - 1;  // labels are the same object again and again, which needs neither a hash nor a look into a table
+        if (!options.bytes_decide) prints_[size_t(i)] = prints_[size_t(i - 1)];
+        continue;
       }
-      if (!options.bytes_decide) same_.prints[size_t(i)] = print;
-      hashes[i - begin] = u32((print.low + u64(rows.label(i)) * kPrimeE + u64(rows.kind(i)) * kPrimeC) * kPrimeA >> 32);
-      bytes += length;
+      const bool brief = options.bytes_decide && length <= kLongerThan;
+      Fingerprint print = brief ? Fingerprint{short_hash_(bytes, length), 0} : fingerprint(bytes, length, options.seed, key_, longer);
+      print = truncated(print, options.hash_bits);
+      if (!options.bytes_decide) prints_[size_t(i)] = print;
+      const u32 hash = u32((print.low + u64(label) * kPrimeE + u64(rows.kind(i)) * kPrimeC) * kPrimeA >> 32);
+      entries[tables == 1 ? 0 : size_t(u64(hash) * tables >> 32)].push(u32(i), hash);
+      taken += length;
     }
     return i;
   }
@@ -148,14 +152,15 @@ class Grouper {
     return truncated(siphash(rows_.bytes(row), rows_.length(row), options_.sip_key[0], options_.sip_key[1]), options_.hash_bits);
   }
 
-  // Somebody made these states collide: they are hashed again by a pseudorandom function of their bytes, which nobody can foresee, and
-  // entered into a table by that. Returns the rows that even this table has no place for.
+  // Somebody made these states collide: they are hashed again by a pseudorandom function of their bytes, which nobody can foresee
+  // (SipHash-1-3, as in the tables of Python and Rust), and entered into a table by that. Returns the rows that even this table has no place for.
   std::vector<i64> set_aside_again(Entries& aside) {
     constexpr i64 kPart = 4096;
     sharing_((aside.count + kPart - 1) / kPart, [&](i64 part) {
       for (i64 k = part * kPart; k < std::min(aside.count, (part + 1) * kPart); ++k) {
         const i64 row = aside.rows[size_t(k)];
-        aside.hashes[size_t(k)] = u32((hashed_again(row).low + u64(rows_.label(row)) * kPrimeE) * kPrimeA >> 32);
+        const Fingerprint again = siphash<1, 3>(rows_.bytes(row), rows_.length(row), options_.sip_key[0], options_.sip_key[1]);
+        aside.hashes[size_t(k)] = u32((truncated(again, options_.hash_bits).low + u64(rows_.label(row)) * kPrimeE) * kPrimeA >> 32);
       }
     });
     Table table;
@@ -194,19 +199,24 @@ class Grouper {
   Rows rows_;
   Options options_;
   Sameness same_;
+  std::unique_ptr<Fingerprint[]> prints_;
   i64* ids_;
   Sharing sharing_;
   u64 key_[kKeyWords];
+  ShortHash short_hash_;
   std::vector<Run> runs_;
 };
 
 // first_row, counts (found,) of dense ids (count,).
 inline void describe_groups(const i64* ids, i64 count, i64 found, i64* first_row, i64* counts) {
   std::fill(counts, counts + found, i64(0));
-  for (i64 i = 0, next = 0; i < count; ++i) {
-    if (ids[i] == next) first_row[next++] = i;
+  i64 i = 0;
+  for (i64 next = 0; next < found; ++i) {  // which row is a first one cannot be foreseen, so there is no branch on it
+    first_row[next] = i;
+    next += ids[i] == next;
     ++counts[ids[i]];
   }
+  for (; i < count; ++i) ++counts[ids[i]];
 }
 
 }  // namespace anchor

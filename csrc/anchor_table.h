@@ -35,7 +35,8 @@ constexpr i64 kMostRows = 0xFFFFFFFEll;  // row + 1 fits 32 bits
 constexpr int kFewestLines = 64;
 #endif
 constexpr int kLines = int(kProbes / 8);  // lines looked at before a row is set aside
-constexpr i64 kAskLine = 24, kAskRow = 16, kAskBytes = 8, kRing = 32;  // rows ahead; the ring holds what was found on the way
+constexpr size_t kFewLines = 1 << 14;      // a table of so many is small beside everything else, and grows fast
+constexpr i64 kBatch = 64;                 // rows that are looked up together
 
 // Row i is lengths[i] >> kind_bits bytes at base + starts[i]. Without starts and lengths: width bytes at base + i * width. The bits of
 // lengths[i] below kind_bits tell types apart, labels (or none) episode groups: rows that differ there are different states.
@@ -53,6 +54,13 @@ struct Rows {
   i64 kind(i64 i) const { return tag(i) & ((i64(1) << kind_bits) - 1); }
   i64 length(i64 i) const { return tag(i) >> kind_bits; }
   i64 label(i64 i) const { return labels == nullptr ? 0 : labels[i]; }
+
+  // Asks for what the functions above will read.
+  void prefetch(i64 i) const {
+    if (starts != nullptr) __builtin_prefetch(starts + i);
+    if (lengths != nullptr) __builtin_prefetch(lengths + i);
+    if (labels != nullptr) __builtin_prefetch(labels + i);
+  }
 };
 
 struct Options {
@@ -62,19 +70,22 @@ struct Options {
   bool bytes_decide;
 };
 
-// When two rows are the same state. Without bytes_decide the fingerprints of all rows are kept, and they decide.
+inline bool same_bytes(const u8* p, const u8* q, i64 length) {
+  if (length >= 8 && length <= 16) return read64(p) == read64(q) && read64(p + length - 8) == read64(q + length - 8);
+  return length == 0 || std::memcmp(p, q, size_t(length)) == 0;
+}
+
+// When two rows are the same state: where there are no fingerprints of all rows, their bytes decide.
 struct Sameness {
-  const Rows& rows;
-  bool bytes_decide;
-  std::unique_ptr<Fingerprint[]> prints;
+  Rows rows;
+  const Fingerprint* prints;
 
   bool operator()(i64 a, i64 b) const {
     ANCHOR_COUNT(comparisons);
     if (rows.tag(a) != rows.tag(b) || rows.label(a) != rows.label(b)) return false;
-    if (!bytes_decide) return prints[size_t(a)].low == prints[size_t(b)].low && prints[size_t(a)].high == prints[size_t(b)].high;
+    if (prints != nullptr) return prints[a].low == prints[b].low && prints[a].high == prints[b].high;
     const u8 *p = rows.bytes(a), *q = rows.bytes(b);
-    const i64 length = rows.length(a);
-    return p == q || length == 0 || std::memcmp(p, q, size_t(length)) == 0;
+    return p == q || same_bytes(p, q, rows.length(a));
   }
 };
 
@@ -125,7 +136,7 @@ class Zeroed {
   const T* end() const { return values_ + count_; }
 
  private:
-  static constexpr size_t kMapped = size_t(1) << 18;
+  static constexpr size_t kMapped = size_t(1) << 21;
   size_t bytes() const { return count_ * sizeof(T); }
 
   T* values_;
@@ -150,26 +161,25 @@ class Table {
 
   // Enters the given rows in that order and writes into firsts, for each, the first row of its state. Rows that cannot be entered stay
   // on a list of their own, with their hashes.
-  void enter(const Sameness& same, const Entries& given, i64* firsts) {
-    const Rows& rows = same.rows;
-    const i64 count = given.count;
-    u32 found[kRing] = {};
-    for (i64 j = 0; j < count; ++j) {
-      if (j + kAskLine < count) __builtin_prefetch(&lines_[given.hashes[size_t(j + kAskLine)] & mask_]);
-      if (j + kAskRow < count) {
-        const u32 earlier = found[(j + kAskRow) % kRing] = peek(given.hashes[size_t(j + kAskRow)]);
-        if (earlier != 0 && rows.starts != nullptr) __builtin_prefetch(rows.starts + earlier - 1);
-        if (earlier != 0 && rows.lengths != nullptr) __builtin_prefetch(rows.lengths + earlier - 1);
-        if (earlier != 0 && rows.labels != nullptr) __builtin_prefetch(rows.labels + earlier - 1);
+  void enter(const Sameness same, const Entries& given, i64* firsts) {
+    for (i64 begin = 0; begin < given.count; begin += kBatch) {
+      const i64 count = std::min(kBatch, given.count - begin);
+      const u32 *hashes = given.hashes.data() + begin, *numbers = given.rows.data() + begin;
+      u32 found[kBatch];  // a row that is probably the same state (plus one), or 0
+      for (i64 j = 0; j < count; ++j) __builtin_prefetch(&lines_[hashes[j] & mask_]);
+      for (i64 j = 0; j < count; ++j) {
+        found[j] = peek(hashes[j]);
+        if (found[j] != 0) same.rows.prefetch(i64(found[j]) - 1);
       }
-      if (j + kAskBytes < count) {
-        const u32 earlier = found[(j + kAskBytes) % kRing];
-        if (earlier != 0 && same.bytes_decide) prefetch_bytes(rows.bytes(earlier - 1), rows.length(earlier - 1));
+      for (i64 j = 0; same.prints == nullptr && j < count; ++j) {
+        const i64 earlier = i64(found[j]) - 1;
+        if (earlier >= 0) prefetch_bytes(same.rows.bytes(earlier), same.rows.length(earlier));
       }
-      const i64 i = given.rows[size_t(j)];
-      const u32 earlier = j < kAskRow ? 0 : found[j % kRing];
-      firsts[i] = earlier != 0 && same(earlier - 1, i) ? i64(earlier) - 1 : find(same, given.hashes[size_t(j)], i);
-      if (firsts[i] < 0) set_aside_.push(u32(i), given.hashes[size_t(j)]);
+      for (i64 j = 0; j < count; ++j) {
+        const i64 i = numbers[j], earlier = i64(found[j]) - 1;
+        firsts[i] = earlier >= 0 && same(earlier, i) ? earlier : find(same, hashes[j], i, found[j]);
+        if (firsts[i] < 0) set_aside_.push(u32(i), hashes[j]);
+      }
     }
   }
 
@@ -189,15 +199,22 @@ class Table {
   struct alignas(64) Line {
     u32 hash[8], row[8];  // row number + 1; 0 is free, and slots are taken from the left
 
-    unsigned alike(u32 wanted) const {
+    // A bit for each slot that holds this hash; of free slots too, if it is 0.
+    unsigned alike(u32 wanted) const { return equal(hash, wanted); }
+
+    // How many slots are taken.
+    unsigned taken() const { return unsigned(__builtin_ctz(equal(row, 0) | 1u << 8)); }
+
+   private:
+    static unsigned equal(const u32* values, u32 wanted) {
 #if defined(ANCHOR_SSE2)
       const __m128i value = _mm_set1_epi32(int(wanted));
-      const __m128i* four = reinterpret_cast<const __m128i*>(hash);
+      const __m128i* four = reinterpret_cast<const __m128i*>(values);
       const __m128i both = _mm_packs_epi32(_mm_cmpeq_epi32(value, _mm_load_si128(four)), _mm_cmpeq_epi32(value, _mm_load_si128(four + 1)));
       return unsigned(_mm_movemask_epi8(_mm_packs_epi16(both, _mm_setzero_si128())));
 #else
       unsigned mask = 0;
-      for (unsigned k = 0; k < 8; ++k) mask |= unsigned(hash[k] == wanted) << k;
+      for (unsigned k = 0; k < 8; ++k) mask |= unsigned(values[k] == wanted) << k;
       return mask;
 #endif
     }
@@ -205,17 +222,16 @@ class Table {
 
   static u32 step(u32 hash) { return hash * kPrime32A >> 16 | 1; }  // odd: the sequence visits every line before it repeats
 
-  // A row that is probably the same state (plus one), or 0.
   u32 peek(u32 hash) const {
     const Line& line = lines_[hash & mask_];
     const unsigned alike = line.alike(hash);
     return alike == 0 ? 0 : line.row[__builtin_ctz(alike)];
   }
 
-  // The first row of row i's state, which may be i itself; -1 sets the row aside. That happens if kCrowd other states share its hash, or
-  // if all kLines lines are full. Either way every later row of that state is set aside too: nothing is ever removed, states of one hash
+  // The first row of row i's state, which may be i itself; row `other` (plus one, or 0) is known to be none. -1 sets row i aside. That
+  // happens if kCrowd other states share its hash, or if all kLines lines are full. Either way every later row of that state is set aside too: nothing is ever removed, states of one hash
   // stay on one sequence without a gap when the table grows, and after the first sequence that was full it does not grow.
-  i64 find(const Sameness& same, u32 hash, i64 i) {
+  i64 find(const Sameness same, u32 hash, i64 i, u32 other) {
     int others = 0;
     u32 at = hash & mask_;
     for (int probe = 0; probe < kLines; ++probe, at = (at + step(hash)) & mask_) {
@@ -224,11 +240,10 @@ class Table {
       for (unsigned alike = line.alike(hash); alike != 0; alike &= alike - 1) {
         const u32 earlier = line.row[__builtin_ctz(alike)];
         if (earlier == 0) break;
-        if (same(i64(earlier) - 1, i)) return i64(earlier) - 1;
+        if (earlier != other && same(i64(earlier) - 1, i)) return i64(earlier) - 1;
         if (++others == kCrowd) return -1;
       }
-      if (line.row[7] != 0) continue;
-      put(line, hash, u32(i + 1));
+      if (!put(line, hash, u32(i + 1))) continue;
       if (++used_ > lines_.size() * 6 && !full_) full_ = !grow();
       return i;
     }
@@ -236,22 +251,23 @@ class Table {
     return -1;
   }
 
-  static void put(Line& line, u32 hash, u32 row) {
-    const unsigned slot = unsigned(std::find(line.row, line.row + 8, 0u) - line.row);
+  static bool put(Line& line, u32 hash, u32 row) {
+    const unsigned slot = line.taken();
+    if (slot == 8) return false;
     line.hash[slot] = hash;
     line.row[slot] = row;
+    return true;
   }
 
   bool grow() {
-    Zeroed<Line> larger(lines_.size() * (lines_.size() < 1024 ? 4 : 2));
+    Zeroed<Line> larger(lines_.size() * (lines_.size() < kFewLines ? 4 : 2));
     const u32 mask = u32(larger.size() - 1);
     for (const Line& line : lines_) {
-      for (int k = 0; k < 8 && line.row[k] != 0; ++k) {
+      for (unsigned k = 0, taken = line.taken(); k < taken; ++k) {
         u32 at = line.hash[k] & mask;
-        int probe = 0;
-        while (probe < kLines && larger[at].row[7] != 0) ++probe, at = (at + step(line.hash[k])) & mask;
-        if (probe == kLines) return false;
-        put(larger[at], line.hash[k], line.row[k]);
+        for (int probe = 0; !put(larger[at], line.hash[k], line.row[k]); at = (at + step(line.hash[k])) & mask) {
+          if (++probe == kLines) return false;
+        }
       }
     }
     lines_ = std::move(larger);

@@ -1,8 +1,11 @@
-"""States whose XXH3-128 fingerprints are all equal, for one seed: what an enemy who knew the seed could send.
+"""States whose hashes are all equal, for one seed: what an enemy who knew the seed could send.
 
-A state of 64 bytes is hashed as two pairs of 16-byte pieces. Each piece is multiplied by itself, keyed: (first word ^ key) * (second word
-^ key). A first word equal to its key makes the product 0 whatever the second word is, so one piece's second word is free; what it does to
-the sum, the second word of the other piece undoes.
+XXH3-128, the fingerprint: a state of 64 bytes is hashed as two pairs of 16-byte pieces. Each piece is multiplied by itself, keyed:
+(first word ^ key) * (second word ^ key). A first word equal to its key makes the product 0 whatever the second word is, so one piece's
+second word is free; what it does to the sum, the second word of the other piece undoes.
+
+NH, which finds the states of a host's tables: the halves of a word are multiplied, each plus a key. A half that is minus its key makes the
+product 0 whatever the other half is.
 """
 
 import random
@@ -31,3 +34,22 @@ def crafted_states(seed: int, count: int) -> list[bytes]:
 def _product(words: list[int], key: tuple[int, ...], seed: int) -> int:
     product = (words[0] ^ (key[0] + seed) % WORD) * (words[1] ^ (key[1] - seed) % WORD)
     return product % WORD ^ product // WORD
+
+
+def table_keys(seed: int, count: int = 32) -> list[int]:
+    """The words of NH's key for `seed`: splitmix64."""
+    words = []
+    for step in range(1, count + 1):
+        word = (seed + step * 0x9E3779B97F4A7C15) % WORD
+        word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 % WORD
+        word = (word ^ word >> 27) * 0x94D049BB133111EB % WORD
+        words.append(word ^ word >> 31)
+    return words
+
+
+def crafted_for_tables(seed: int, count: int) -> list[bytes]:
+    """`count` different states of 64 bytes that a host's table puts into one place under `seed`."""
+    draw = random.Random(seed)
+    low = -table_keys(seed)[0] % 2**32
+    rest = draw.randbytes(56)
+    return [struct.pack("<II", low, high) + rest for high in draw.sample(range(2**32), count)]

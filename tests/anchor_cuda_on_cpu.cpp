@@ -30,6 +30,11 @@ extern "C" int host_fingerprint_at(int level, const anchor::u8* data, anchor::i6
   return 1;
 }
 
+// The hash that finds states of up to 240 bytes in a host's tables.
+extern "C" anchor::u64 host_short_hash(const anchor::u8* data, anchor::i64 length, anchor::u64 seed) {
+  return anchor::ShortHash(seed)(data, length);
+}
+
 extern "C" void host_siphash(const anchor::u8* data, anchor::i64 length, anchor::u64 key_low, anchor::u64 key_high, anchor::u64* out) {
   const anchor::Fingerprint f = anchor::siphash(data, length, key_low, key_high);
   out[0] = f.low;

@@ -142,9 +142,14 @@ int main(int count, char** arguments) {
     const Case given = random_case(random);
     size_t size = 0;
     Ids starts, lengths;
-    for (const std::string& state : given.states) {
-      starts.push_back(i64(size += size_t(given.gap)));
+    for (size_t i = 0; i < given.states.size(); ++i) {
+      const std::string& state = given.states[i];
       lengths.push_back(i64(state.size()));
+      if (i > 0 && state == given.states[i - 1] && draw(random, 2) == 0) {  // the row before once more, not a copy of it
+        starts.push_back(starts.back());
+        continue;
+      }
+      starts.push_back(i64(size += size_t(given.gap)));
       size += state.size();
     }
     const Buffer buffer(size);

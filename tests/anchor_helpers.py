@@ -78,9 +78,12 @@ def compile_cpp(folder: pathlib.Path, name: str, *options: str) -> pathlib.Path:
     return built
 
 
-def build_kernels(folder: pathlib.Path) -> ctypes.CDLL:
+PORTABLE = "-U__SSE2__"  # what a processor without SSE2 compiles
+
+
+def build_kernels(folder: pathlib.Path, *options: str) -> ctypes.CDLL:
     """csrc/anchor_cuda.cu and the headers compiled as C++ (tests/anchor_shim.h)."""
-    return ctypes.CDLL(str(compile_cpp(folder, "anchor_cuda_on_cpu", "-O1", "-fPIC", "-shared")))
+    return ctypes.CDLL(str(compile_cpp(folder, "anchor_cuda_on_cpu", "-O1", "-fPIC", "-shared", *options)))
 
 
 def launch(library: ctypes.CDLL, kernel: int, tensors: list, *, blocks: int, threads: int = 64) -> None:

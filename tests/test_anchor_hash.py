@@ -1,4 +1,4 @@
-"""The hashes are XXH3-128 and SipHash-2-4-128: published values, for the host and for the device code."""
+"""The hashes: XXH3-128 and SipHash-2-4-128 have their published values, on the host and in device code; NH is what its formula says."""
 
 import ctypes
 import hashlib
@@ -6,7 +6,8 @@ import hashlib
 import pytest
 import torch
 
-from tests.anchor_helpers import build_kernels, launch, packed
+from tests.anchor_crafted import WORD, table_keys
+from tests.anchor_helpers import PORTABLE, build_kernels, launch, packed
 
 # xxhash 4.1.0: xxhash.xxh3_128_intdigest(message(length), seed)
 GOLD = {
@@ -144,3 +145,68 @@ def test_siphash_is_the_published_one(kernels, run):
 def test_a_block_and_the_host_agree_on_long_states(kernels, length):
     messages = [message(length), message(length)[::-1], b"\0" * length]
     assert on_device(kernels, messages, 7) == on_host(kernels, messages, 7)
+
+
+# ---- NH, by which a host's tables find states of up to 240 bytes ---------------------------------------------------------------------
+
+
+def short_hash(data: bytes, seed: int) -> int:
+    """From the formula: the sum over words of (low half + key) * (high half + key), with the length, mixed."""
+    keys = table_keys(seed)
+
+    def halves(number: int) -> tuple[int, int]:
+        return number % 2**32, number >> 32
+
+    def product(word: int, key: int) -> int:
+        (low, high), (low_key, high_key) = halves(word), halves(key)
+        return ((low + low_key) % 2**32) * ((high + high_key) % 2**32)
+
+    def words(piece: bytes) -> list[int]:
+        return [int.from_bytes(piece[at : at + 8], "little") for at in (0, 8)]
+
+    length = len(data)
+    if length > 16:
+        pieces = [data[at : at + 16] for at in range(0, length - 16, 16)]
+        pairs = [pair for at, piece in enumerate(pieces) for pair in zip(words(piece), keys[2 * at : 2 * at + 2])]
+        pairs += zip(words(data[-16:]), keys[30:])
+    elif length >= 4:
+        wide = 8 if length >= 8 else 4
+        pairs = zip((int.from_bytes(data[:wide], "little"), int.from_bytes(data[-wide:], "little")), keys)
+    else:
+        pairs = [(int.from_bytes(bytes([data[0], data[length // 2], data[-1]]), "little") if data else 0, keys[0]), (0, keys[1])]
+    mixed = (sum(product(word, key) for word, key in pairs) + length * 0x9E3779B185EBCA87) % WORD
+    mixed = (mixed ^ mixed >> 37) * 0x165667919E3779F9 % WORD
+    return mixed ^ mixed >> 32
+
+
+def short_hash_of(library, data: bytes, seed: int) -> int:
+    library.host_short_hash.restype = ctypes.c_uint64
+    return library.host_short_hash(data, ctypes.c_int64(len(data)), ctypes.c_uint64(seed))
+
+
+@pytest.fixture(scope="module")
+def portable(tmp_path_factory):
+    return build_kernels(tmp_path_factory.mktemp("portable"), PORTABLE)
+
+
+@pytest.mark.parametrize("build", ["kernels", "portable"])
+def test_the_short_hash_is_its_formula(request, build):
+    library = request.getfixturevalue(build)
+    for seed in (0, 11, WORD - 1):
+        for length in range(241):
+            data = message(300)[length // 3 :][:length]
+            assert short_hash_of(library, data, seed) == short_hash(data, seed), (length, seed)
+
+
+@pytest.mark.parametrize("run", [on_host, on_device])
+def test_fingerprints_without_sse2(portable, run):
+    values = run(portable, [message(length) for length in range(1300)], 42)
+    assert hashlib.sha256(b"".join(value.to_bytes(16, "big") for value in values)).hexdigest() == GOLD_SWEEP
+
+
+def test_one_bit_of_a_state_changes_half_of_the_short_hash(kernels):
+    for length in (1, 4, 8, 16, 64, 200, 240):
+        base = message(length)
+        flipped = [base[:at] + bytes([base[at] ^ 1 << bit]) + base[at + 1 :] for at in range(length) for bit in range(8)]
+        changed = [bin(short_hash_of(kernels, base, 7) ^ short_hash_of(kernels, other, 7)).count("1") for other in flipped]
+        assert 28 < sum(changed) / len(changed) < 36 and min(changed) > 0, length

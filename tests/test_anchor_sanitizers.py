@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.anchor_helpers import compile_cpp
+from tests.anchor_helpers import PORTABLE, compile_cpp
 
 SMALL = "-DANCHOR_SMALL"  # bounds so small that every way out of the tables is taken
 OS_THREADS = "-DANCHOR_OS_THREADS"
@@ -25,7 +25,7 @@ def fuzz(folder, seconds: float, *options: str) -> int:
     return int(done.stdout.split()[0])
 
 
-@pytest.mark.parametrize("bounds", [[SMALL], []], ids=["small bounds", "real bounds"])
+@pytest.mark.parametrize("bounds", [[SMALL], [], [SMALL, PORTABLE]], ids=["small bounds", "real bounds", "small bounds, without SSE2"])
 def test_random_states(tmp_path, bounds):
     assert fuzz(tmp_path, 1.5, *bounds) > 10
 

@@ -24,18 +24,26 @@ def group_list(items: list, labels: Tensor | None, *, bytes_decide: bool, key: H
     """The same for a list of str and bytes objects; None if it holds anything else."""
     ids = torch.empty(len(items), dtype=torch.int64)
     labels = None if labels is None else labels.contiguous()
-    found = _function()(items, None if labels is None else labels.data_ptr(), ids.data_ptr(), *key, bytes_decide)
-    return None if found < 0 else StateGroups(ids, *_operators().count_states(ids, found))
+    group_them, describe_them = _functions()
+    found = group_them(items, None if labels is None else labels.data_ptr(), ids.data_ptr(), *key, bytes_decide)
+    if found < 0:
+        return None
+    first_row, counts = ids.new_empty(found), ids.new_empty(found)
+    describe_them(ids.data_ptr(), len(ids), found, first_row.data_ptr(), counts.data_ptr())
+    return StateGroups(ids, first_row, counts)
 
 
 @functools.cache
-def _function():
-    # PyDLL keeps the interpreter locked during the call, because the function reads Python objects; CDLL would release it.
-    function = ctypes.PyDLL(str(backend.native_library())).gigpo_fast_group_list
+def _functions():
+    # PyDLL keeps the interpreter locked during a call, because the first function reads Python objects; CDLL would release it.
+    # Beside its few passes over the rows, a torch operator would cost more than the second.
+    library = ctypes.PyDLL(str(backend.native_library()))
+    group, describe = library.gigpo_fast_group_list, library.gigpo_fast_describe_groups
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    function.argtypes = [ctypes.py_object, pointer, pointer, number, number, number, number, ctypes.c_int]
-    function.restype = number
-    return function
+    group.argtypes = [ctypes.py_object, pointer, pointer, number, number, number, number, ctypes.c_int]
+    group.restype = number
+    describe.argtypes, describe.restype = [pointer, number, number, pointer, pointer], None
+    return group, describe
 
 
 @functools.cache
@@ -44,9 +52,5 @@ def _operators():
     def _(data, total, width, starts, lengths, group, seed, sip_low, sip_high, hash_bits, bytes_decide):
         found = torch.library.get_ctx().new_dynamic_size()
         return tuple(torch.empty(size, dtype=torch.int64) for size in (total, found, found))
-
-    @torch.library.register_fake("gigpo_fast_C::count_states")
-    def _(ids, found):
-        return ids.new_empty(found), ids.new_empty(found)
 
     return torch.ops.gigpo_fast_C

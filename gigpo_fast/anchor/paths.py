@@ -32,13 +32,13 @@ def group_rows(
     rows: Objects | Packed | FixedWidth, labels: Tensor | None, *, bytes_decide: bool = True, hash_bits: int = 128
 ) -> StateGroups:
     """Group rows on the path of their device; labels (S,) int64 on that device, or None for one group."""
-    name, _ = path(rows.device)
-    key = hash_key()._replace(bits=hash_bits)
     if isinstance(rows, Objects):
         found = group_text(rows.items, labels, bytes_decide=bytes_decide, hash_bits=hash_bits)
         if found is not None:
             return found
         rows = encoded(rows)
+    name, _ = path(rows.device)
+    key = hash_key()._replace(bits=hash_bits)
     if name == "native":
         from . import native
 
