@@ -33,7 +33,10 @@ class Grouper {
       : rows_(rows), options_(options), same_{rows, nullptr}, ids_(ids), sharing_(threads), short_hash_(options.seed), runs_(size_t(threads)) {
     expand_key(options.seed, key_);
     if (!options.bytes_decide) prints_.reset(new Fingerprint[size_t(rows.count)]), same_.prints = prints_.get();
-    for (Run& run : runs_) run.tables.resize(runs_.size()), run.entries.resize(runs_.size());
+    for (Run& run : runs_) {
+      for (size_t part = 0; part < runs_.size(); ++part) run.tables.emplace_back(kFewLines / (runs_.size() * runs_.size()));
+      run.entries.resize(runs_.size());
+    }
   }
   Grouper(const Grouper&) = delete;
 

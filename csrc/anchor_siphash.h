@@ -1,7 +1,8 @@
 // SipHash with 128 bits of output: a keyed pseudorandom function, for the rows that the fast hashes failed to tell apart.
 //
-// With its default of 2 and 4 rounds it is pinned to the reference implementation's published vectors by tests/test_anchor_hash.py. Whoever does not know the key, which is
-// drawn per process, cannot make two states agree; and bytes decide even so. Shared by host and device, as anchor_hash.h is.
+// With its default of 2 and 4 rounds it is pinned to the reference implementation's published vectors by tests/test_anchor_hash.py.
+// Whoever does not know the key, which is drawn per process, cannot make two states agree; and bytes decide even so. Shared by host and
+// device, as anchor_hash.h is.
 #pragma once
 
 #include "anchor_hash.h"

@@ -35,7 +35,7 @@ constexpr i64 kMostRows = 0xFFFFFFFEll;  // row + 1 fits 32 bits
 constexpr int kFewestLines = 64;
 #endif
 constexpr int kLines = int(kProbes / 8);  // lines looked at before a row is set aside
-constexpr size_t kFewLines = 1 << 14;      // a table of so many is small beside everything else, and grows fast
+constexpr size_t kFewLines = 1 << 14;      // of all tables: a mebibyte
 constexpr i64 kBatch = 64;                 // rows that are looked up together
 
 // Row i is lengths[i] >> kind_bits bytes at base + starts[i]. Without starts and lengths: width bytes at base + i * width. The bits of
@@ -157,7 +157,8 @@ struct Entries {
 
 class Table {
  public:
-  Table() : lines_(size_t(kFewestLines)), mask_(u32(kFewestLines - 1)) {}
+  // Up to so many lines it grows by four, which saves time and takes room; then by two.
+  explicit Table(size_t few_lines = kFewLines) : lines_(size_t(kFewestLines)), mask_(u32(kFewestLines - 1)), few_lines_(few_lines) {}
 
   // Enters the given rows in that order and writes into firsts, for each, the first row of its state. Rows that cannot be entered stay
   // on a list of their own, with their hashes.
@@ -260,7 +261,7 @@ class Table {
   }
 
   bool grow() {
-    Zeroed<Line> larger(lines_.size() * (lines_.size() < kFewLines ? 4 : 2));
+    Zeroed<Line> larger(lines_.size() * (lines_.size() < few_lines_ ? 4 : 2));
     const u32 mask = u32(larger.size() - 1);
     for (const Line& line : lines_) {
       for (unsigned k = 0, taken = line.taken(); k < taken; ++k) {
@@ -277,7 +278,7 @@ class Table {
 
   Zeroed<Line> lines_;
   u32 mask_;
-  size_t used_ = 0;
+  size_t few_lines_, used_ = 0;
   bool full_ = false;
   Entries set_aside_;
 };
