@@ -71,6 +71,17 @@ def test_list_of_str(benchmark, report_ratio, sized, peer, size):
     report_ratio(f"{benchmark.group}, {told(benchmark.extra_info['ours_median_seconds'], size)}: {ratio:7.2f} x {peer}")
 
 
+@pytest.mark.parametrize("size", LISTS, ids=str)
+def test_list_against_one_copy(benchmark, report_ratio, sized, size):
+    """What reading the objects takes: CPython's own `join` copies every text once, looks nothing up and compares nothing."""
+    rows = draw_rows(size := sized(size))
+    rounds = rounds_for(size)
+    mine, theirs = ([peers.texts(rows) for _ in range(rounds + extra)] for extra in (1, 0))
+    benchmark.group = f"list of str, {size}, limit"
+    ratio = paired(benchmark, lambda: "".join(theirs.pop()), lambda: anchor.group_states(mine.pop()), rounds=rounds)
+    report_ratio(f"list of str, {size}, {told(benchmark.extra_info['ours_median_seconds'], size)}: {ratio:7.2f} x one copy of the texts")
+
+
 @pytest.mark.parametrize("steps", [16_384, 131_072])
 def test_public_implementation(benchmark, report_ratio, request, steps):
     """Tasks of 256 steps, labelled by uuid strings; ours gets the same two lists."""

@@ -17,10 +17,10 @@ namespace anchor {
 
 constexpr i64 kBlockBytes = i64(1) << 15;  // what a core keeps in its nearest cache between hashing and comparing
 constexpr i64 kAskBytes = 8;               // rows ahead whose bytes are asked for
-constexpr i64 kSharedFrom = i64(1) << 23;                     // work, as weighed below, that is worth a second thread
-constexpr i64 kRowWeight = 64;                                // a row costs about as much as this many bytes
+constexpr i64 kSharedFrom = i64(1) << 23;  // work, as weighed below, that is worth a second thread
+constexpr i64 kRowWeight = 64;             // a row costs about as much as this many bytes
 constexpr i64 kMostThreads = 16;
-constexpr i64 kBesideHeader = 192;  // bytes that come with an object's header, or in a packed buffer with the row before
+constexpr i64 kBesideHeader = 192;         // bytes that come with an object's header, or in a packed buffer with the row before
 
 inline int threads_for(i64 rows, i64 bytes, i64 threads) {
   return rows * kRowWeight + bytes < kSharedFrom ? 1 : int(std::max(i64(1), std::min(threads, kMostThreads)));
@@ -156,7 +156,8 @@ class Grouper {
   }
 
   // Somebody made these states collide: they are hashed again by a pseudorandom function of their bytes, which nobody can foresee
-  // (SipHash-1-3, as in the tables of Python and Rust), and entered into a table by that. Returns the rows that even this table has no place for.
+  // (SipHash-1-3, as in the tables of Python and Rust), and entered into a table by that. Returns the rows that even this table has no
+  // place for.
   std::vector<i64> set_aside_again(Entries& aside) {
     constexpr i64 kPart = 4096;
     sharing_((aside.count + kPart - 1) / kPart, [&](i64 part) {

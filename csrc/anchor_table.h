@@ -1,8 +1,8 @@
 // The table that turns rows into groups on a CPU. It needs neither torch nor Python, so sanitizers can run it by itself.
 //
-// A slot holds 32 bits of a row's hash and the row's number, eight slots a cache line. The hash only filters; bytes decide. Everything
-// that a row will touch is asked for a few rows ahead, because a state's bytes, its table line and the earlier row that it may equal lie
-// in three places of memory, and waiting for them one by one costs ten times what the arithmetic does.
+// A slot holds 32 bits of a row's hash and the row's number, eight slots a cache line. The hash only filters; bytes decide. Rows come in
+// batches: what all of them will touch is asked for before the first is looked at, because a table line, the earlier row that a state may
+// equal, and that row's bytes lie in three places of memory, and waiting for them one by one costs ten times what the arithmetic does.
 // Rows are entered in order, so the row kept for a state is its first one. Where an enemy could have made states collide, rows are set
 // aside (see find), for anchor_group.h to hash again.
 #pragma once
@@ -95,7 +95,7 @@ inline void prefetch_bytes(const u8* p, i64 length) {
 }
 
 // An array of zeros. Large ones come from the kernel in pages as large as it has, which spares a random look most of its page walk, and go
-// back there at once, while others may still grow.
+// back there at once, while others may still grow. Smaller ones stay in the heap, whose pages need not be made anew for every call.
 template <class T>
 class Zeroed {
  public:

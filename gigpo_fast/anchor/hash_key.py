@@ -13,7 +13,7 @@ from .. import checks
 
 
 class HashKey(NamedTuple):
-    """What a path needs to hash: the seed of XXH3-128, the key of SipHash-128, all as signed 64-bit integers."""
+    """What a path needs to hash: the seed of XXH3-128 and NH, the key of SipHash, all as signed 64-bit integers."""
 
     seed: int
     sip_low: int
