@@ -30,7 +30,13 @@ class Grouper {
  public:
   // ids (rows.count,) is written by take and finish.
   Grouper(const Rows& rows, const Options& options, int threads, i64* ids)
-      : rows_(rows), options_(options), same_{rows, nullptr}, ids_(ids), sharing_(threads), short_hash_(options.seed), runs_(size_t(threads)) {
+      : rows_(rows),
+        options_(options),
+        same_{rows, nullptr},
+        ids_(ids),
+        sharing_(threads),
+        short_hash_(options.seed),
+        runs_(size_t(threads)) {
     expand_key(options.seed, key_);
     if (!options.bytes_decide) prints_.reset(new Fingerprint[size_t(rows.count)]), same_.prints = prints_.get();
     for (Run& run : runs_) {

@@ -230,8 +230,9 @@ class Table {
   }
 
   // The first row of row i's state, which may be i itself; row `other` (plus one, or 0) is known to be none. -1 sets row i aside. That
-  // happens if kCrowd other states share its hash, or if all kLines lines are full. Either way every later row of that state is set aside too: nothing is ever removed, states of one hash
-  // stay on one sequence without a gap when the table grows, and after the first sequence that was full it does not grow.
+  // happens if kCrowd other states share its hash, or if all kLines lines are full. Either way every later row of that state is set aside
+  // too: nothing is ever removed, states of one hash stay on one sequence without a gap when the table grows, and after the first sequence
+  // that was full it does not grow.
   i64 find(const Sameness same, u32 hash, i64 i, u32 other) {
     int others = 0;
     u32 at = hash & mask_;
