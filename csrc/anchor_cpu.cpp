@@ -132,7 +132,7 @@ i64 group_list(PyObject* list, const i64* group, i64* ids, const anchor::Options
   const std::unique_ptr<i64[]> starts(new i64[size_t(total)]), lengths(new i64[size_t(total)]);
   const anchor::Rows rows = {0, starts.get(), lengths.get(), 0, 1, group, total};
   const int threads = anchor::threads_for(total, estimated_bytes(list, total), i64(torch::stable::get_num_threads()));
-  const u64 asked = threads == 1 ? 4 * kLine : kLine;  // a short text follows its object's header; other threads read it later
+  const u64 asked = threads == 1 ? 2 * kLine : kLine;  // a short text follows its header; of a longer one the rest is asked for below
   PyObject* soon[kObjectsAhead];
   const auto ask = [&soon, list, asked](i64 i) {
     PyObject* object = soon[u64(i) % kObjectsAhead] = PyList_GetItem(list, Py_ssize_t(i));
