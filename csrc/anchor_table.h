@@ -94,34 +94,39 @@ inline void prefetch_bytes(const u8* p, i64 length) {
   if (length > 0) __builtin_prefetch(p + (length < kPrefetch ? length : kPrefetch) - 1);
 }
 
-// An array of zeros. Large ones come from the kernel in pages as large as it has, which spares a random look most of its page walk, and go
-// back there at once, while others may still grow. Smaller ones stay in the heap, whose pages need not be made anew for every call.
+// An array of zeros. From `mapped_from` bytes on it comes from the kernel in pages as large as it has, which spares a random look most of
+// its page walk, and goes back there at once, while others may still grow. Smaller ones stay in the heap, whose pages need not be made
+// anew for every call.
 template <class T>
 class Zeroed {
  public:
-  explicit Zeroed(size_t count) : count_(count) {
+  Zeroed(size_t count, size_t mapped_from) : count_(count) {
 #if defined(__linux__)
-    if (bytes() >= kMapped) {
+    mapped_ = bytes() >= mapped_from;
+    if (mapped_) {
       void* pages = mmap(nullptr, bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
       if (pages == MAP_FAILED) throw std::bad_alloc();
       madvise(pages, bytes(), MADV_HUGEPAGE);
       values_ = static_cast<T*>(pages);
       return;
     }
+#else
+    static_cast<void>(mapped_from);
 #endif
     values_ = static_cast<T*>(std::aligned_alloc(alignof(T), bytes()));
     if (values_ == nullptr) throw std::bad_alloc();
     std::memset(static_cast<void*>(values_), 0, bytes());
   }
-  Zeroed(Zeroed&& other) noexcept : values_(std::exchange(other.values_, nullptr)), count_(std::exchange(other.count_, 0)) {}
+  Zeroed(Zeroed&& other) noexcept { *this = std::move(other); }
   Zeroed& operator=(Zeroed&& other) noexcept {
     std::swap(values_, other.values_);
     std::swap(count_, other.count_);
+    std::swap(mapped_, other.mapped_);
     return *this;
   }
   ~Zeroed() {
 #if defined(__linux__)
-    if (bytes() >= kMapped) {
+    if (mapped_) {
       munmap(values_, bytes());
       return;
     }
@@ -136,11 +141,11 @@ class Zeroed {
   const T* end() const { return values_ + count_; }
 
  private:
-  static constexpr size_t kMapped = size_t(1) << 21;
   size_t bytes() const { return count_ * sizeof(T); }
 
-  T* values_;
-  size_t count_;
+  T* values_ = nullptr;
+  size_t count_ = 0;
+  bool mapped_ = false;
 };
 
 // Rows on their way into a table, with their hashes.
@@ -157,8 +162,9 @@ struct Entries {
 
 class Table {
  public:
-  // Up to so many lines it grows by four, which saves time and takes room; then by two.
-  explicit Table(size_t few_lines = kFewLines) : lines_(size_t(kFewestLines)), mask_(u32(kFewestLines - 1)), few_lines_(few_lines) {}
+  // Up to so many lines it grows by four and in the heap, which saves time and takes room.
+  explicit Table(size_t few_lines = kFewLines)
+      : few_lines_(few_lines), lines_(size_t(kFewestLines), mapped_from()), mask_(u32(kFewestLines - 1)) {}
 
   // Enters the given rows in that order and writes into firsts, for each, the first row of its state. Rows that cannot be entered stay
   // on a list of their own, with their hashes.
@@ -262,7 +268,7 @@ class Table {
   }
 
   bool grow() {
-    Zeroed<Line> larger(lines_.size() * (lines_.size() < few_lines_ ? 4 : 2));
+    Zeroed<Line> larger(lines_.size() * (lines_.size() < few_lines_ ? 4 : 2), mapped_from());
     const u32 mask = u32(larger.size() - 1);
     for (const Line& line : lines_) {
       for (unsigned k = 0, taken = line.taken(); k < taken; ++k) {
@@ -277,9 +283,12 @@ class Table {
     return true;
   }
 
+  size_t mapped_from() const { return std::max(size_t(1) << 18, 2 * few_lines_ * sizeof(Line)); }
+
+  size_t few_lines_;
   Zeroed<Line> lines_;
   u32 mask_;
-  size_t few_lines_, used_ = 0;
+  size_t used_ = 0;
   bool full_ = false;
   Entries set_aside_;
 };
