@@ -9,6 +9,7 @@ Every peer gives the same groups, checked before it is timed. With --shapes tiny
 
 import random
 import uuid
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -56,6 +57,12 @@ def told(seconds: float, size: Size) -> str:
     return f"{seconds / size.states * 1e9:6.0f} ns a state, {size.states * size.width / seconds / 1e9:5.2f} GB/s"
 
 
+def paired_on_new_texts(benchmark, peer: Callable, rows: np.ndarray, *, rounds: int) -> float:
+    """`paired`, with str objects that nobody has looked at for every run of either."""
+    mine, theirs = ([peers.texts(rows) for _ in range(rounds + extra)] for extra in (1, 0))
+    return paired(benchmark, lambda: peer(theirs.pop()), lambda: anchor.group_states(mine.pop()), rounds=rounds)
+
+
 @pytest.mark.parametrize("size", LISTS + LARGE[:1], ids=str)
 @pytest.mark.parametrize("peer", peers.LIST_PEERS)
 def test_list_of_str(benchmark, report_ratio, sized, peer, size):
@@ -63,22 +70,17 @@ def test_list_of_str(benchmark, report_ratio, sized, peer, size):
     rows = draw_rows(size)
     states = peers.texts(rows)
     assert peers.same_groups(run(states), anchor.group_states(states).ids)
-    rounds = rounds_for(size)
-    fresh = iter(lambda: peers.texts(rows), None)
-    mine, theirs = ([next(fresh) for _ in range(rounds + extra)] for extra in (1, 0))
     benchmark.group = f"list of str, {size}"
-    ratio = paired(benchmark, lambda: run(theirs.pop()), lambda: anchor.group_states(mine.pop()), rounds=rounds)
+    ratio = paired_on_new_texts(benchmark, run, rows, rounds=rounds_for(size))
     report_ratio(f"{benchmark.group}, {told(benchmark.extra_info['ours_median_seconds'], size)}: {ratio:7.2f} x {peer}")
 
 
 @pytest.mark.parametrize("size", LISTS, ids=str)
 def test_list_against_one_copy(benchmark, report_ratio, sized, size):
     """What reading the objects takes: CPython's own `join` copies every text once, looks nothing up and compares nothing."""
-    rows = draw_rows(size := sized(size))
-    rounds = rounds_for(size)
-    mine, theirs = ([peers.texts(rows) for _ in range(rounds + extra)] for extra in (1, 0))
+    size = sized(size)
     benchmark.group = f"list of str, {size}, limit"
-    ratio = paired(benchmark, lambda: "".join(theirs.pop()), lambda: anchor.group_states(mine.pop()), rounds=rounds)
+    ratio = paired_on_new_texts(benchmark, "".join, draw_rows(size), rounds=rounds_for(size))
     report_ratio(f"list of str, {size}, {told(benchmark.extra_info['ours_median_seconds'], size)}: {ratio:7.2f} x one copy of the texts")
 
 

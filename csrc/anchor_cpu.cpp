@@ -125,30 +125,34 @@ i64 estimated_bytes(PyObject* list, i64 total) {
 }
 
 i64 group_list(PyObject* list, const i64* group, i64* ids, const anchor::Options& options) {
-  constexpr u64 kObjectsAhead = 16, kLine = 64;
+  constexpr i64 kObjectsAhead = 16, kLine = 64;
   const i64 total = i64(PyList_Size(list));
   if (total < 0) return -1;
   Held held;
   const std::unique_ptr<i64[]> starts(new i64[size_t(total)]), lengths(new i64[size_t(total)]);
   const anchor::Rows rows = {0, starts.get(), lengths.get(), 0, 1, group, total};
   const int threads = anchor::threads_for(total, estimated_bytes(list, total), i64(torch::stable::get_num_threads()));
-  const u64 asked = threads == 1 ? 2 * kLine : kLine;  // a short text follows its header; of a longer one the rest is asked for below
+  const i64 asked = threads == 1 ? 2 * kLine : kLine;  // a short text follows its header; of a longer one the rest is asked for below
   PyObject* soon[kObjectsAhead];
-  const auto ask = [&soon, list, asked](i64 i) {
-    PyObject* object = soon[u64(i) % kObjectsAhead] = PyList_GetItem(list, Py_ssize_t(i));
-    for (u64 at = 0; at < asked; at += kLine) __builtin_prefetch(reinterpret_cast<const char*>(object) + at);
+  const auto ask = [&](i64 i) {
+    PyObject* object = soon[i & (kObjectsAhead - 1)] = PyList_GetItem(list, Py_ssize_t(i));
+    for (i64 at = 0; at < asked; at += kLine) __builtin_prefetch(reinterpret_cast<const char*>(object) + at);
   };
   Reading reading = Reading::kDone;
-  const auto ready = [&, from = starts.get(), tags = lengths.get()](i64 i) {
-    PyObject* object = soon[u64(i) % kObjectsAhead];
-    if (i + i64(kObjectsAhead) < total) ask(i + i64(kObjectsAhead));
-    reading = read_object(object, held, from[i], tags[i]);
+  const auto ready = [&](i64 i) {
+    PyObject* object = soon[i & (kObjectsAhead - 1)];
+    if (i + kObjectsAhead < total) ask(i + kObjectsAhead);
+    reading = read_object(object, held, starts[size_t(i)], lengths[size_t(i)]);
     if (reading != Reading::kDone) return false;
-    __builtin_prefetch(rows.bytes(i) + rows.length(i));  // a text that begins late in a line ends in one line more
-    if (threads == 1 && rows.length(i) > i64(asked)) anchor::prefetch_bytes(rows.bytes(i), rows.length(i));
+    if (threads > 1) return true;
+    if (rows.length(i) > asked) {
+      anchor::prefetch_bytes(rows.bytes(i), rows.length(i));
+    } else {
+      __builtin_prefetch(rows.bytes(i) + rows.length(i));  // a text that begins late in a line ends in one line more
+    }
     return true;
   };
-  for (i64 i = 0; i < std::min(total, i64(kObjectsAhead)); ++i) ask(i);
+  for (i64 i = 0; i < std::min(total, kObjectsAhead); ++i) ask(i);
   anchor::Grouper grouper(rows, options, threads, ids);
   if (threads == 1) {
     grouper.take(ready);

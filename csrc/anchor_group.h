@@ -32,13 +32,13 @@ class Grouper {
   Grouper(const Rows& rows, const Options& options, int threads, i64* ids)
       : rows_(rows),
         options_(options),
-        same_{rows, nullptr},
+        prints_(options.bytes_decide ? nullptr : new Fingerprint[size_t(rows.count)]),
+        same_{rows, prints_.get()},
         ids_(ids),
         sharing_(threads),
         short_hash_(options.seed),
         runs_(size_t(threads)) {
     expand_key(options.seed, key_);
-    if (!options.bytes_decide) prints_.reset(new Fingerprint[size_t(rows.count)]), same_.prints = prints_.get();
     for (Run& run : runs_) {
       for (size_t part = 0; part < runs_.size(); ++part) run.tables.emplace_back(kFewLines / (runs_.size() * runs_.size()));
       run.entries.resize(runs_.size());
@@ -112,6 +112,11 @@ class Grouper {
     return true;
   }
 
+  // The hash that a table keeps of a row.
+  static u32 place(Fingerprint print, i64 label, i64 kind) {
+    return u32((print.low + u64(label) * kPrimeE + u64(kind) * kPrimeC) * kPrimeA >> 32);
+  }
+
   // Hashes a block of rows from `begin` on, for the table that each belongs to; returns its end, or -1 if a row was not ready.
   template <class Ready>
   i64 hash(std::vector<Entries>& entries, i64 begin, i64 end, const Ready& ready) {
@@ -135,7 +140,7 @@ class Grouper {
       Fingerprint print = brief ? Fingerprint{short_hash_(bytes, length), 0} : fingerprint(bytes, length, options.seed, key_, longer);
       print = truncated(print, options.hash_bits);
       if (!options.bytes_decide) prints_[size_t(i)] = print;
-      const u32 hash = u32((print.low + u64(label) * kPrimeE + u64(rows.kind(i)) * kPrimeC) * kPrimeA >> 32);
+      const u32 hash = place(print, label, rows.kind(i));
       entries[tables == 1 ? 0 : size_t(u64(hash) * tables >> 32)].push(u32(i), hash);
       taken += length;
     }
@@ -157,8 +162,9 @@ class Grouper {
     }
   }
 
+  template <int kWordRounds, int kEndRounds>
   Fingerprint hashed_again(i64 row) const {
-    return truncated(siphash(rows_.bytes(row), rows_.length(row), options_.sip_key[0], options_.sip_key[1]), options_.hash_bits);
+    return truncated(siphash<kWordRounds, kEndRounds>(rows_.bytes(row), rows_.length(row), options_.sip_key[0], options_.sip_key[1]), options_.hash_bits);
   }
 
   // Somebody made these states collide: they are hashed again by a pseudorandom function of their bytes, which nobody can foresee
@@ -169,8 +175,7 @@ class Grouper {
     sharing_((aside.count + kPart - 1) / kPart, [&](i64 part) {
       for (i64 k = part * kPart; k < std::min(aside.count, (part + 1) * kPart); ++k) {
         const i64 row = aside.rows[size_t(k)];
-        const Fingerprint again = siphash<1, 3>(rows_.bytes(row), rows_.length(row), options_.sip_key[0], options_.sip_key[1]);
-        aside.hashes[size_t(k)] = u32((truncated(again, options_.hash_bits).low + u64(rows_.label(row)) * kPrimeE) * kPrimeA >> 32);
+        aside.hashes[size_t(k)] = place(hashed_again<1, 3>(row), rows_.label(row), rows_.kind(row));
       }
     });
     Table table;
@@ -194,7 +199,7 @@ class Grouper {
   // with the states that agree in it: one, or as many as tests that cut the hash bring about.
   void group_by_sorting(const std::vector<i64>& left) {
     std::vector<Aside> rows;
-    for (const i64 row : left) rows.push_back({hashed_again(row), rows_.label(row), row});
+    for (const i64 row : left) rows.push_back({hashed_again<2, 4>(row), rows_.label(row), row});
     std::sort(rows.begin(), rows.end());
     std::vector<i64> firsts;  // of the states that agree with the row before
     for (size_t k = 0; k < rows.size(); ++k) {
@@ -208,8 +213,8 @@ class Grouper {
 
   Rows rows_;
   Options options_;
-  Sameness same_;
   std::unique_ptr<Fingerprint[]> prints_;
+  Sameness same_;
   i64* ids_;
   Sharing sharing_;
   u64 key_[kKeyWords];

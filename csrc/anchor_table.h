@@ -195,7 +195,7 @@ class Table {
     Entries all;
     all.rows.resize(used_), all.hashes.resize(used_);
     for (const Line& line : lines_) {
-      for (int k = 0; k < 8 && line.row[k] != 0; ++k) all.push(line.row[k] - 1, line.hash[k]);
+      for (unsigned k = 0, taken = line.taken(); k < taken; ++k) all.push(line.row[k] - 1, line.hash[k]);
     }
     return all;
   }

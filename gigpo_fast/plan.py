@@ -46,8 +46,7 @@ def plan_tokens(
     those of the other tokens. Raises if shapes differ. Pass the plan to `linear_policy_loss` with the same mask, advantages and objective.
     """
     sequences = _checked("plan_tokens", mask, advantages, objective, sequence_ids)
-    planned = order_tokens(mask.reshape(-1), advantages.reshape(-1), sequences, objective)
-    planned = planned if score_idle else without_idle(*planned)
+    planned = _ordered(mask, advantages, sequences, objective, score_idle)
     return Plan(*planned, tuple(mask.shape), int(objective.scope), objective.zero_at_zero_advantage, bool(score_idle))
 
 
@@ -66,8 +65,7 @@ def check_plan(
         )
         checks.fail(function, "plan", expected, got, fix)
     if checks.full_validation():
-        planned = order_tokens(mask.reshape(-1), advantages.reshape(-1), sequences, objective)
-        rows, n_backward, boundaries = planned if plan.scores_idle else without_idle(*planned)
+        rows, n_backward, boundaries = _ordered(mask, advantages, sequences, objective, plan.scores_idle)
         if not torch.equal(rows, plan.rows) or n_backward != plan.n_backward or not torch.equal(boundaries, plan.boundaries):
             checks.fail(function, "plan", expected, "one that names other tokens or sequences", fix)
 
@@ -120,8 +118,13 @@ def order_tokens(mask: Tensor, advantages: Tensor, sequences: Sequences | None, 
     return rows.index_select(0, order), int((idle == 0).sum()), boundaries
 
 
-def without_idle(rows: Tensor, n_backward: int, boundaries: Tensor) -> tuple[Tensor, int, Tensor]:
-    """The same without the tokens behind n_backward. No sequence lies on both sides: one that matters matters whole."""
+def _ordered(
+    mask: Tensor, advantages: Tensor, sequences: Sequences | None, objective: PolicyObjective, score_idle: bool
+) -> tuple[Tensor, int, Tensor]:
+    rows, n_backward, boundaries = order_tokens(mask.reshape(-1), advantages.reshape(-1), sequences, objective)
+    if score_idle:
+        return rows, n_backward, boundaries
+    # no sequence lies on both sides of n_backward: one that matters matters whole
     return rows[:n_backward], n_backward, boundaries[boundaries <= n_backward]
 
 

@@ -36,10 +36,10 @@ def _product(words: list[int], key: tuple[int, ...], seed: int) -> int:
     return product % WORD ^ product // WORD
 
 
-def table_keys(seed: int, count: int = 32) -> list[int]:
+def table_keys(seed: int) -> list[int]:
     """The words of NH's key for `seed`: splitmix64."""
     words = []
-    for step in range(1, count + 1):
+    for step in range(1, 33):
         word = (seed + step * 0x9E3779B97F4A7C15) % WORD
         word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 % WORD
         word = (word ^ word >> 27) * 0x94D049BB133111EB % WORD
