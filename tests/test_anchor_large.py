@@ -2,13 +2,15 @@
 
 import ctypes
 import mmap
+import pathlib
+import re
 import sys
 
 import pytest
 import torch
 
-from gigpo_fast import anchor
-from gigpo_fast.anchor import native, rows
+from gigpo_fast import anchor, backend
+from gigpo_fast.anchor import encoding, native, rows
 from tests.anchor_helpers import KEY, build_kernels, native_or_skip
 
 # xxhash 4.1.0, fed piece by piece: xxhash.xxh3_128(seed=3) over 2**32 + 123 zero bytes
@@ -44,11 +46,50 @@ def test_states_past_2_to_the_31_and_32():
 
 
 @linux
-def test_offsets_past_2_to_the_32():
+@pytest.mark.parametrize("path", ["native", pytest.param("torch", marks=pytest.mark.slow)])
+def test_offsets_past_2_to_the_32(path):
+    if path == "native":
+        native_or_skip()
+    elif available_bytes() < 14 << 30:
+        pytest.skip("needs 14 GiB of free memory: bytes are copied, then cut into states")
     values = zeros(2**32 + 3)
     values[-1] = 1
     offsets = torch.tensor([0, 2**32 + 1, 2**32 + 2, 2**32 + 3])
-    assert anchor.group_states((values, offsets)).ids.tolist() == [0, 1, 2]
+    with backend.use(path):
+        assert anchor.group_states((values, offsets)).ids.tolist() == [0, 1, 2]
+
+
+def available_bytes() -> int:
+    lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+
+
+def test_sizes_that_a_c_int_cannot_hold_without_the_memory(monkeypatch):
+    """With an int of 8 bits in place of 32: whatever copies memory by ctypes must not hand it a larger size."""
+    copied = ctypes.string_at
+
+    def string_at_of_8_bits(address, size):
+        assert size <= 127, "ctypes would keep the low bits alone"
+        return copied(address, size)
+
+    monkeypatch.setattr(ctypes, "string_at", string_at_of_8_bits)
+    monkeypatch.setattr(encoding, "LARGEST_C_INT", 127)
+    values = torch.arange(256 + 3, dtype=torch.int16).view(torch.uint8)[: 2 * 256 + 3].clone()
+    values[512:] = torch.tensor([7, 7, 8])
+    offsets = torch.tensor([0, 200, 512, 513, 514, 515])
+    with backend.use("torch"):
+        assert anchor.group_states((values, offsets)).ids.tolist() == [0, 1, 2, 2, 3]
+        tensors = [values[:200], values[:201], values[:200].clone(), values[:127], values[:128]]
+        assert anchor.group_states(tensors).ids.tolist() == [0, 1, 0, 2, 3]
+    assert encoding.tensor_bytes(values) == bytes(values.tolist())
+
+
+def test_memory_is_copied_through_ctypes_in_one_place_only():
+    """So that the size is minded in one place."""
+    package = pathlib.Path(anchor.__file__).parent.parent
+    pattern = re.compile(r"\b(string_at|wstring_at|memmove|memset|from_address)\b")
+    found = {path.name for path in package.rglob("*.py") if pattern.search(path.read_text(encoding="utf-8"))}
+    assert found == {"encoding.py"}
 
 
 @linux

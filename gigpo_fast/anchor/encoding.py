@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+LARGEST_C_INT = 2**31 - 1
+
 
 class Unsupported(Exception):
     """Raised with the type that has no encoding; the caller knows the row."""
@@ -55,7 +57,12 @@ def _append(parts: list[bytes], value: Any) -> None:
 def tensor_bytes(value: Tensor) -> bytes:
     """The elements of a tensor in row-major order, bit for bit."""
     here = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    return ctypes.string_at(here.data_ptr(), here.numel() * here.element_size()) if here.numel() else b""
+    return _bytes_at(here.data_ptr(), here.numel() * here.element_size()) if here.numel() else b""
+
+
+def _bytes_at(address: int, count: int) -> bytes:
+    """A copy of `count` bytes of memory. string_at takes a C int and keeps the low 32 bits of a larger size; an array's size is wide."""
+    return ctypes.string_at(address, count) if count <= LARGEST_C_INT else (ctypes.c_char * count).from_address(address).raw
 
 
 def _append_numpy(parts: list[bytes], value: Any) -> None:

@@ -5,7 +5,6 @@ the classes; then every row is compared with the first row of its class, byte fo
 states never produce, the words of the states themselves refine the classes, one after the other.
 """
 
-import ctypes
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ..segments import segment_ids, segment_min, sort_rows, to_rows
 from ..types import StateGroups
+from .encoding import tensor_bytes
 from .hash_key import HashKey
 from .rows import Objects, Packed
 
@@ -49,7 +49,7 @@ def number_first_rows(first: Tensor, found: int | None = None) -> StateGroups:
 
 
 def _slices(rows: Packed) -> list[bytes]:
-    data = ctypes.string_at(rows.data.data_ptr(), rows.data.numel()) if rows.data.numel() else b""
+    data = tensor_bytes(rows.data)
     return [data[start : start + length] for start, length in zip(rows.starts.tolist(), rows.lengths.tolist())]
 
 
