@@ -1,7 +1,7 @@
 """Argument checks with one message form: function, argument, expected, got, and what to do.
 
-Metadata checks (shape, dtype, device) always run and never wait for a device. Checks of values run only
-under full validation, because on a GPU they would.
+Metadata checks (shape, dtype, device) always run and never wait for a device. Checks of values run wherever reading a value
+costs no wait, which is on a CPU; on other devices under full validation only.
 """
 
 import contextlib
@@ -13,14 +13,17 @@ import torch
 from torch import Tensor
 
 _validation: contextvars.ContextVar[str | None] = contextvars.ContextVar("gigpo_fast_validation", default=None)
-_LEVELS = ("metadata", "full")
+_LEVELS = ("auto", "full", "metadata")
+_PLAIN = Tensor.__torch_dispatch__  # what a tensor has whose operations run at once, on memory of its own
 
 
 @contextlib.contextmanager
 def validation(level: str):
-    """Set how much is checked inside a `with` block: "metadata" (never waits for a device) or "full" (values too).
+    """Set how much is checked inside a `with` block.
 
-    The default outside any block is the environment variable GIGPO_FAST_VALIDATE, else "metadata".
+    "auto": shapes, dtypes and devices everywhere, and values wherever no device has to be waited for (CPU tensors, lists).
+    "full": values on every device, for debugging. "metadata": no value anywhere.
+    The default outside any block is the environment variable GIGPO_FAST_VALIDATE, else "auto".
     """
     if level not in _LEVELS:
         raise ValueError(f'validation: level must be one of {_LEVELS}, got {level!r}; use "full" while debugging')
@@ -31,16 +34,45 @@ def validation(level: str):
         _validation.reset(token)
 
 
-def full_validation() -> bool:
-    """True where value checks are wanted. Never true while torch.compile traces: values do not exist there."""
+def values_wanted(*tensors: Tensor | None) -> bool:
+    """True where the values of these tensors (those that are not None) are to be checked.
+
+    Never where they cannot be read: while a compiler, a transform or an export traces, and on tensors without memory.
+    """
     if torch.compiler.is_compiling():
         return False
+    level = _level()
+    if level == "metadata" or _traced():
+        return False
+    return all(tensor is None or _readable(tensor, anywhere=level == "full") for tensor in tensors)
+
+
+def full_validation() -> bool:
+    """True where checks that cost a wait, a message between ranks or more than a few percent are wanted too."""
+    return not torch.compiler.is_compiling() and _level() == "full"
+
+
+def _level() -> str:
     level = _validation.get()
     if level is None:
-        level = os.environ.get("GIGPO_FAST_VALIDATE", "metadata")
+        level = os.environ.get("GIGPO_FAST_VALIDATE", "auto")
         if level not in _LEVELS:
             raise ValueError(f"validation: GIGPO_FAST_VALIDATE must be one of {_LEVELS}, got {level!r}; unset it or correct it")
-    return level == "full"
+    return level
+
+
+def _traced() -> bool:
+    """True where operations are recorded or transformed, so that a value that is asked for is an error or a lie."""
+    modes = torch._C._TorchDispatchModeKey
+    recorded = torch._C._get_dispatch_mode(modes.PROXY) or torch._C._get_dispatch_mode(modes.FAKE)
+    return recorded is not None or torch._C._is_tracing() or torch._C._are_functorch_transforms_active()
+
+
+def _readable(tensor: Tensor, *, anywhere: bool) -> bool:
+    """A subclass that answers operations itself may have no values (fake tensors) or ask other ranks for them (DTensor)."""
+    if type(tensor).__torch_dispatch__ is not _PLAIN:
+        return False
+    return tensor.device.type == "cpu" or (anywhere and tensor.device.type != "meta")
 
 
 def fail(function: str, argument: str, expected: str, got: Any, fix: str, *, error: type[Exception] = ValueError) -> NoReturn:

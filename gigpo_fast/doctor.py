@@ -19,7 +19,7 @@ from .anchor import grouping
 PACKAGES = ("torch", "triton", "numpy", "transformers", "liger-kernel")
 VARIABLES = {
     "GIGPO_FAST_BACKEND": "which path runs: auto, triton, native or torch",
-    "GIGPO_FAST_VALIDATE": "how much is checked: metadata or full",
+    "GIGPO_FAST_VALIDATE": "how much is checked: auto, full or metadata",
     "GIGPO_FAST_HASH_SEED": "a fixed seed for the fingerprints of anchor grouping (no id depends on it)",
     "TRITON_INTERPRET": "1 interprets Triton kernels on a CPU, slowly",
     "OMP_NUM_THREADS": "threads of CPU operations",

@@ -108,7 +108,7 @@ def row_scale(
             device=like.device,
             fix="a float for all tokens, or one number a token",
         )
-        if checks.full_validation() and not bool((temperature > 0).all()):
+        if checks.values_wanted(temperature) and not bool((temperature > 0).all()):
             checks.fail(
                 function, "temperature", "> 0 at every token", f"minimum {float(temperature.min())}", "use the sampler's temperature"
             )
@@ -134,7 +134,7 @@ def token_ids_checked(
         fix="one id a token, already shifted to the logits that predict it",
     )
     flat = token_ids.reshape(-1).to(torch.int64)
-    if checks.full_validation():
+    if checks.values_wanted(flat, mask):
         wrong = (flat < 0) | (flat >= vocabulary)
         if mask is not None:
             wrong &= mask.reshape(-1)
@@ -152,7 +152,7 @@ def token_ids_checked(
 
 def check_hidden(function: str, hidden: Tensor, mask: Tensor) -> None:
     """Under full validation hidden states (N, H) of trained tokens must be finite; what others hold does not matter."""
-    if not checks.full_validation():
+    if not checks.values_wanted(hidden, mask):
         return
     wrong = ~torch.isfinite(hidden).all(-1) & mask.reshape(-1)
     if bool(wrong.any()):

@@ -54,7 +54,7 @@ def sequences_of(
     else:
         bound = mask.numel() if per_sequence is None else per_sequence.shape[0]
         flat = sequence_ids.reshape(-1)
-        if checks.full_validation():
+        if checks.values_wanted(flat, mask):
             trained = flat[mask.reshape(-1)]
             if trained.numel() and (int(trained.min()) < 0 or int(trained.max()) >= bound):
                 checks.fail(

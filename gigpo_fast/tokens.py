@@ -91,7 +91,7 @@ def _total(function, denominator, objective, mask, sequences, dtype) -> Tensor:
         checks.tensor(
             function, "denominator", denominator, shape=(), fix="pass a 0-dim tensor, a float or distributed.global_denominator(...)"
         )
-        if checks.full_validation() and not bool(denominator > 0):
+        if checks.values_wanted(denominator) and not bool(denominator > 0):
             checks.fail(function, "denominator", "> 0", float(denominator), "count the whole batch with distributed.global_denominator")
         return denominator.detach().to(mask.device, dtype)
     value = checks.number(function, "denominator", denominator, above=0, fix="count the whole batch with distributed.global_denominator")
@@ -117,7 +117,7 @@ def _ready_extras(function, objective, shape, device, dtype, mask, extras) -> di
         checks.tensor(function, f"extras[{name!r}]", value, shape=shape, dtypes=dtypes, device=device, fix="one value a token")
         ready[name] = value.detach().to(dtype) if value.is_floating_point() else value.detach()
     weights = ready.get("weights")
-    if weights is not None and checks.full_validation():
+    if weights is not None and checks.values_wanted(weights, mask):
         trained = weights[mask]
         if not bool((torch.isfinite(trained) & (trained >= 0)).all()):
             checks.fail(
@@ -131,7 +131,7 @@ def _ready_extras(function, objective, shape, device, dtype, mask, extras) -> di
 
 
 def _check_values(function: str, mask: Tensor, tensors: dict[str, Tensor | None]) -> None:
-    if not checks.full_validation():
+    if not checks.values_wanted(mask, *tensors.values()):
         return
     for name, value in tensors.items():
         wrong = None if value is None else mask & ~torch.isfinite(value)

@@ -71,7 +71,7 @@ def gigpo_advantages(
         for name, label in (("trajectory", trajectory), ("group", group), ("anchor", anchor))
     )
     check_one_group(function, own, task, counted)
-    if checks.full_validation():
+    if checks.values_wanted(state, counted):
         arguments.fail_at(
             function,
             "anchor",

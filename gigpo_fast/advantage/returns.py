@@ -62,7 +62,7 @@ def time_order(function: str, trajectory: Tensor, step: Tensor | None, valid: Te
     """Sort rows by trajectory and time."""
     keys = [key for key in (step, None if all_valid else (~valid).to(torch.int64)) if key is not None]
     order, segment = sort_segments([trajectory], keys)
-    if step is not None and checks.full_validation():
+    if step is not None and checks.values_wanted(step, valid):
         _check_steps(function, order, segment, step, valid.index_select(0, order))
     return Timeline(order, segment, valid)
 

@@ -48,7 +48,7 @@ def running_baseline_advantages(
     checks.tensor(function, "agent", agent, shape=tuple(scores.shape), dtypes=(torch.int64,), device=scores.device, fix=fix)
     checks.tensor(function, "baselines", baselines, shape=(None,), dtypes=checks.FLOATS, device=scores.device, fix=fix)
     agents = baselines.shape[0]
-    if checks.full_validation():
+    if checks.values_wanted(agent, counted):
         wrong = counted & ((agent < 0) | (agent >= agents))
         arguments.fail_at(function, "agent", wrong, f"in [0, {agents}) for {agents} baselines", "one outside", fix)
     start = baselines.detach().to(torch.float64)

@@ -123,7 +123,7 @@ def tree_values(
     fix = "number the nodes from 0 in any order; -1 at roots"
     checks.tensor(function, "parent", parent, shape=(nodes,), dtypes=(torch.int64,), device=scores.device, fix=fix)
     everyone = torch.ones(nodes, dtype=torch.bool, device=scores.device)
-    if checks.full_validation():
+    if checks.values_wanted(parent):
         arguments.fail_at(function, "parent", (parent < -1) | (parent >= nodes), f"in [-1, {nodes})", "a node outside", fix)
     above = torch.where(parent < 0, nodes, parent)
     children = torch.zeros(nodes + 1, dtype=torch.float64, device=scores.device).scatter_add_(0, above, everyone.to(torch.float64))
@@ -132,7 +132,7 @@ def tree_values(
     for _ in range(depth):
         total = torch.zeros_like(children).scatter_add_(0, above, value)
         value = torch.where(inner, total[:nodes] / children[:nodes].clamp(min=1.0), value)
-    if checks.full_validation() and nodes:
+    if nodes and checks.values_wanted(value):
         total = torch.zeros_like(children).scatter_add_(0, above, value)
         again = torch.where(inner, total[:nodes] / children[:nodes].clamp(min=1.0), value)
         if not torch.equal(again, value):

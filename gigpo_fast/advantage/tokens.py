@@ -51,7 +51,7 @@ def to_tokens(
         "to_tokens", "step_ids", step_ids, dtypes=(torch.int64,), device=advantages.device, fix="advantage.step_ids(mask) makes them"
     )
     steps = advantages.shape[0]
-    if checks.full_validation():
+    if checks.values_wanted(step_ids):
         wrong = (step_ids < -1) | (step_ids >= steps)
         arguments.fail_at(
             "to_tokens",

@@ -68,12 +68,12 @@ def field(function: str, name: str, data: Any, places: Responses) -> Tensor:
     if value.is_nested:
         packed = value.values()
         same = packed.shape == places.rows.shape
-        if not same or (checks.full_validation() and not torch.equal(value.offsets().to(places.offsets), places.offsets)):
+        if not same or (checks.values_wanted(packed) and not torch.equal(value.offsets().to(places.offsets), places.offsets)):
             checks.fail(function, f"data[{name!r}]", "as long as the responses", packed, "select fields of one micro-batch")
         return packed
     if value.dim() != 2 or value.shape[0] != places.n_rows or value.shape[1] < places.width:
         checks.fail(function, f"data[{name!r}]", f"({places.n_rows}, {places.width})", value, "select fields of one micro-batch")
-    if name == "response_mask" and checks.full_validation():
+    if name == "response_mask" and checks.values_wanted(value):
         outside = int((value != 0).sum()) - int((value[places.rows, places.columns] != 0).sum())
         if outside:
             checks.fail(function, f"data[{name!r}]", "0 behind the responses", f"{outside} tokens beyond them", "pass verl's response_mask")
@@ -85,6 +85,6 @@ def check_mask(function: str, mask: Tensor) -> Tensor:
     checks.tensor(function, "response_mask", mask)
     if mask.dtype == torch.bool:
         return mask
-    if checks.full_validation() and not bool(((mask == 0) | (mask == 1)).all()):
+    if checks.values_wanted(mask) and not bool(((mask == 0) | (mask == 1)).all()):
         checks.fail(function, "response_mask", "0 or 1 everywhere", "other numbers", "pass soft weights as rollout_is_weights")
     return mask.to(torch.bool)

@@ -46,7 +46,7 @@ def pairwise_loss(
         device=log_probs.device,
         fix="pass the numbers of the chosen and the rejected response, one pair a row",
     )
-    if checks.full_validation() and pairs.numel() and (int(pairs.min()) < 0 or int(pairs.max()) >= size):
+    if checks.values_wanted(pairs) and pairs.numel() and (int(pairs.min()) < 0 or int(pairs.max()) >= size):
         checks.fail(
             function,
             "pairs",

@@ -134,7 +134,7 @@ def _sequences(function: str, shape: tuple[int, ...], sequence_ids, sequences, d
             sequences,
             "pass it: asking the device for the largest number would wait for it",
         )
-    if checks.full_validation():
+    if checks.values_wanted(sequence_ids, mask):
         trained = sequence_ids[mask]
         if trained.numel() and (int(trained.min()) < 0 or int(trained.max()) >= sequences):
             found = f"numbers from {int(trained.min())} to {int(trained.max())}"

@@ -30,7 +30,7 @@ def weighted_sum(
         scored = torch.ones(rewards.shape, dtype=torch.bool, device=rewards.device)
     checks.mask(function, scored, tuple(rewards.shape), rewards.device, name="scored")
     values = torch.where(scored, rewards.detach(), 0).to(torch.float64)
-    if checks.full_validation():
+    if checks.values_wanted(values):
         fix = "set scored=False where a row has no such reward, or correct the reward function"
         arguments.fail_at(function, "rewards", ~values.isfinite().all(1), "finite where scored", "not finite", fix)
     return (values * factors).sum(1).to(arguments.result_dtype(rewards))
