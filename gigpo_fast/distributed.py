@@ -65,7 +65,7 @@ def _whole_lengths(mask: Tensor, sequences: Sequences, group_name: str, *, by_ro
     largest = torch.where(mask, sequences.ids, -1).amax() if mask.numel() else sequences.ids.new_tensor(-1)
     count = sequences.lengths.shape[0] if by_row else int(largest_over_ranks(largest + 1, group_name))
     ids = sequences.ids.clamp(max=max(count - 1, 0))
-    return Sequences(ids, torch.zeros(count, device=mask.device), group_name).sums(mask.to(torch.float32))
+    return Sequences(ids, torch.zeros(count, device=mask.device, dtype=torch.float32), group_name).sums(mask.to(torch.float32))
 
 
 def head_of_dtensor(weight: Tensor, bias: Tensor | None = None, **features: float | int | None) -> Head:

@@ -109,7 +109,7 @@ def order_tokens(mask: Tensor, advantages: Tensor, sequences: Sequences | None, 
     idle = (~matters.index_select(0, rows)).to(torch.int64)
     if objective.scope != Scope.SEQUENCE:  # a whole batch needs no boundaries
         order = torch.argsort(idle, stable=True)
-        boundaries = torch.empty(0, dtype=torch.int64)
+        boundaries = torch.empty(0, dtype=torch.int64, device="cpu")
     else:
         unit = idle * sequences.lengths.shape[0] + sequences.ids.index_select(0, rows)
         unit, order = torch.sort(unit, stable=True)

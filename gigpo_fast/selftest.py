@@ -61,17 +61,17 @@ def results(devices: list[torch.device]) -> Iterator[Result]:
 
 def inputs() -> Outputs:
     """The tensors that all operations share, float64 on the CPU; old log-probs lie near the current ones, as in training."""
-    generator = torch.Generator().manual_seed(0)
-    normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")  # noqa: E731
     shape = (ROWS, TOKENS)
     given = {
         "hidden": normal(*shape, HIDDEN),
         "weight": normal(VOCABULARY, HIDDEN) / HIDDEN**0.5,
         "bias": normal(VOCABULARY),
         "logits": 4 * normal(*shape, VOCABULARY),
-        "token_ids": torch.randint(0, HEAD["vocab_size"], shape, generator=generator),
-        "advantages": normal(ROWS, 1).expand(shape) * (torch.arange(ROWS) % 3 != 0)[:, None],  # a third of the rows is idle
-        "mask": torch.rand(shape, generator=generator) < 0.6,
+        "token_ids": torch.randint(0, HEAD["vocab_size"], shape, generator=generator, device="cpu"),
+        "advantages": normal(ROWS, 1).expand(shape) * (torch.arange(ROWS, device="cpu") % 3 != 0)[:, None],  # a third of the rows is idle
+        "mask": torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu") < 0.6,
         "upstream": normal(2, *shape),
     }
     return given | {"old_log_probs": _linear_reference(given)[0] + 0.3 * normal(*shape)}
@@ -175,7 +175,7 @@ def _repeatable(device: torch.device) -> str:
 
 
 def _grouping(device: torch.device) -> str:
-    numbers = torch.randint(0, 40, (500,), generator=torch.Generator().manual_seed(1))
+    numbers = torch.randint(0, 40, (500,), generator=torch.Generator(device="cpu").manual_seed(1), device="cpu")
     labels, texts = (numbers % 3).tolist(), [f"You are in room {number}. " * (1 + number) for number in numbers.tolist()]
     wanted = reference_anchor.group_states(texts, labels)
     states = [(numbers.to(device), (numbers % 3).to(device))] + ([(texts, labels)] if device.type == "cpu" else [])

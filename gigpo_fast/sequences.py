@@ -67,5 +67,5 @@ def sequences_of(
         ids = flat.clamp(0, max(bound - 1, 0))
     if per_sequence is not None:
         return Sequences(ids, per_sequence.to(mask.device), group_name)
-    counted = Sequences(ids, torch.zeros(bound, device=mask.device))
+    counted = Sequences(ids, torch.zeros(bound, device=mask.device, dtype=torch.float32))
     return Sequences(ids, counted.sums(mask.reshape(-1).to(torch.float32)))

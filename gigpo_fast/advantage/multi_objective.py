@@ -75,7 +75,7 @@ def weight_vector(function: str, weights: Tensor | list | None, size: int, devic
         return torch.ones(size, dtype=torch.float64, device=device)
     fix = "pass one weight a reward, or None for all 1"
     if isinstance(weights, (list, tuple)):
-        weights = torch.tensor([checks.number(function, "weights", weight, fix=fix) for weight in weights], dtype=torch.float64)
-        weights = weights.to(device)
+        numbers = [checks.number(function, "weights", weight, fix=fix) for weight in weights]
+        weights = torch.tensor(numbers, dtype=torch.float64, device=device)
     checks.tensor(function, "weights", weights, shape=(size,), dtypes=checks.FLOATS, device=device, fix=fix)
     return weights.detach().to(torch.float64)

@@ -56,7 +56,7 @@ def optimal_token_baseline_advantages(
     lines = layout(function, mask, sequence_ids)
     returns = lines.back(masked_sum(lines, lines.lay(reward), 1.0, carry=True))
     first = lines.previous(torch.zeros_like(lines.mask, dtype=torch.float64), 1.0) == 1.0
-    through = torch.where(first, 0.0, 1.0).to(torch.float64)
+    through = (~first).to(torch.float64)
     grown = lines.back(forward_sum(torch.where(lines.mask, lines.lay(size), 0.0), through))
     if count_trained_tokens:
         position = lines.back(forward_sum(lines.mask.to(torch.float64), through)).to(torch.int64)

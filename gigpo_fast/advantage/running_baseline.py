@@ -60,9 +60,8 @@ def running_baseline_advantages(
     lines = torch.cat([whose, torch.arange(agents, device=whose.device)])
     terms = torch.cat([torch.where(counted, (1.0 - decay) * values, 0.0), start])
     keeps = torch.cat([torch.ones_like(values).masked_fill_(counted, decay), torch.zeros_like(start)])
-    time = torch.cat(
-        [torch.arange(whose.shape[0], 0, -1, device=whose.device), torch.full((agents,), whose.shape[0] + 1, device=whose.device)]
-    )
+    oldest = torch.full((agents,), whose.shape[0] + 1, dtype=torch.int64, device=whose.device)
+    time = torch.cat([torch.arange(whose.shape[0], 0, -1, device=whose.device), oldest])
     order = sort_rows(time, lines)
     after = backward_sum(terms.index_select(0, order).unsqueeze(0), keeps.index_select(0, order).unsqueeze(0))[0]
     before = torch.cat([after[1:], after[-1:]])  # the old baseline ends each line, so no row's follower is of another agent

@@ -86,14 +86,14 @@ def segment_advantages(
         begin = arguments.scores(function, "start_values", start_values, has_begin)
     later = mask.flip(1).cumsum(1).flip(1)
     last = mask & (later == 1)
-    through = torch.where(cut | last, 0.0, 1.0).to(torch.float64)
+    through = (~(cut | last)).to(torch.float64)
     through[:, -1:] = 0.0
     high = backward_sum(torch.where(last, score.unsqueeze(1), known), through)
 
     lines = layout(function, mask, None)
     first = torch.zeros_like(mask)
     first[:, :1] = True
-    keep = torch.where(cut | first, 0.0, 1.0).to(torch.float64)
+    keep = (~(cut | first)).to(torch.float64)
     low = forward_sum(torch.where(first & ~cut, begin.unsqueeze(1), known), keep)
     has = forward_sum(torch.where(first & ~cut, has_begin.unsqueeze(1), cut).to(torch.float64), keep)
     low, has = lines.previous(low, begin.unsqueeze(1)), lines.previous(has, has_begin.unsqueeze(1).to(torch.float64))

@@ -34,7 +34,9 @@ def semantic_entropy(
     function = "semantic_entropy"
     if log_probs is None and not normalised:
         checks.fail(function, "normalised", "True without log_probs", False, "pass the log-probs of the whole responses")
-    like = log_probs if log_probs is not None else cluster if isinstance(cluster, Tensor) else torch.zeros(len(cluster))
+    like = log_probs if log_probs is not None else cluster
+    if not isinstance(like, Tensor):
+        like = torch.zeros(len(like), dtype=torch.float32, device="cpu")
     counted = arguments.validity(function, valid, "log_probs", like)
     own, task = (arguments.labels(function, name, label, counted) for name, label in (("cluster", cluster), ("group", group)))
     logs = torch.zeros(counted.shape, dtype=torch.float64, device=counted.device)

@@ -57,7 +57,7 @@ def group_with(kernels: Kernels, rows: Packed, labels: Tensor | None, *, bytes_d
     if total == 0:
         return StateGroups(empty, empty, empty)
     capacity = max(FEWEST_SLOTS, 1 << (2 * total - 1).bit_length())
-    settings = torch.tensor([total, *key, capacity, int(bytes_decide)], dtype=torch.int64).to(device)
+    settings = torch.tensor([total, *key, capacity, int(bytes_decide)], dtype=torch.int64, device="cpu").to(device)
     starts, lengths = rows.starts.contiguous(), rows.lengths.contiguous()
     fingerprints, table = empty.new_empty(total, 2), empty.new_zeros(capacity)
     first_row = empty.new_full((capacity,), torch.iinfo(torch.int64).max)

@@ -141,7 +141,10 @@ def diagnose(
 
 
 def _numbers(name: str, labels: Any, rows: list[int]) -> list[int]:
-    chosen = labels[torch.tensor(rows, device=labels.device)] if isinstance(labels, Tensor) else [labels[row] for row in rows]
+    if isinstance(labels, Tensor):
+        chosen = labels[torch.tensor(rows, dtype=torch.int64, device=labels.device)]
+    else:
+        chosen = [labels[row] for row in rows]
     return number_labels("diagnose", name, chosen).tolist()
 
 
@@ -167,7 +170,7 @@ def _check_levels(advantages: GiGPOAdvantages, tokens: Tensor | None, size: int)
 def _levels(advantages: GiGPOAdvantages, tokens: Tensor | None, rows: list[int]) -> tuple[float, float]:
     """The token-weighted mean of the advantages over their root mean square, and the share of the step level in both."""
     whole, episode = (part.detach().cpu().double()[rows] for part in (advantages.advantages, advantages.episode))
-    weight = torch.ones(len(rows), dtype=torch.float64) if tokens is None else tokens.cpu().double()[rows]
+    weight = torch.ones(len(rows), dtype=torch.float64, device="cpu") if tokens is None else tokens.cpu().double()[rows]
     weight = weight / weight.sum().clamp(min=1.0)
     spread = (weight * whole.square()).sum().sqrt()
     by_step, by_episode = (weight * (whole - episode).abs()).sum(), (weight * episode.abs()).sum()

@@ -29,15 +29,15 @@ def across_ranks(states: Any, group: Any, found: StateGroups, process_group: Any
         keys, error = _keys(states, group, found.first_row.tolist()), None
     except TypeError as failure:  # told to all ranks before it is raised: the others would wait for ever
         keys, error = [], failure
-    sizes = ranks.gathered(torch.tensor([found.ids.numel() if error is None else FAILED])).tolist()
+    sizes = ranks.gathered(torch.tensor([found.ids.numel() if error is None else FAILED], dtype=torch.int64, device="cpu")).tolist()
     if FAILED in sizes:
         raise error or RuntimeError("group_states: another rank could not name its groups; its own message says why")
 
-    prints = torch.tensor([_fingerprint(key, hash_bits) for key in keys], dtype=torch.int64).reshape(-1, 2)
+    prints = torch.tensor([_fingerprint(key, hash_bits) for key in keys], dtype=torch.int64, device="cpu").reshape(-1, 2)
     owner = prints[:, 1].remainder(ranks.count)
     order = owner.sort(stable=True).indices
     to_owners = torch.bincount(owner, minlength=ranks.count)
-    lengths = torch.tensor([len(key) for key in keys], dtype=torch.int64)
+    lengths = torch.tensor([len(key) for key in keys], dtype=torch.int64, device="cpu")
     rows = found.first_row.cpu() + sum(sizes[: ranks.mine])
     mine = torch.stack([*prints.unbind(1), lengths, rows, found.counts.cpu()], 1)[order]
 
@@ -46,14 +46,15 @@ def across_ranks(states: Any, group: Any, found: StateGroups, process_group: Any
     asked, _ = ranks.exchanged(wanted.to(torch.int64), from_ranks)
     data = b"".join(keys[index] for index, needed in zip(order.tolist(), asked.tolist()) if needed)
     sent = _per_rank(lengths[order] * asked, to_owners)
-    received, _ = ranks.exchanged(torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8), sent)
+    payload = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8, device="cpu")
+    received, _ = ranks.exchanged(payload, sent)
 
     first, merged = _owners_answer(owned, wanted, tensor_bytes(received))
     answer, _ = ranks.exchanged(first, from_ranks)
     everywhere = ranks.gathered(merged)
     everywhere = everywhere[everywhere[:, 0].argsort()]
     # One entry more than there are groups: rows that are not valid (-1) pick the last one and stay -1.
-    renumber = torch.full((len(keys) + 1,), -1, dtype=torch.int64)
+    renumber = torch.full((len(keys) + 1,), -1, dtype=torch.int64, device="cpu")
     renumber[order] = torch.searchsorted(everywhere[:, 0].contiguous(), answer)
     first_row, counts = (column.contiguous().to(found.ids.device) for column in everywhere.unbind(1))
     return StateGroups(renumber.to(found.ids.device)[found.ids], first_row, counts)
@@ -79,7 +80,7 @@ class Ranks:
     def gathered(self, rows: Tensor) -> Tensor:
         """The rows of all ranks, in rank order, on every rank."""
         copies = rows.expand(self.count, *rows.shape).reshape(-1, *rows.shape[1:])
-        return self.exchanged(copies, torch.full((self.count,), rows.shape[0]))[0]
+        return self.exchanged(copies, torch.full((self.count,), rows.shape[0], dtype=torch.int64, device="cpu"))[0]
 
 
 def _owners_answer(owned: Tensor, wanted: Tensor, data: bytes) -> tuple[Tensor, Tensor]:
@@ -95,14 +96,14 @@ def _owners_answer(owned: Tensor, wanted: Tensor, data: bytes) -> tuple[Tensor, 
 
 def _seen_twice(prints: Tensor) -> Tensor:
     if prints.shape[0] == 0:
-        return torch.zeros(0, dtype=torch.bool)
+        return torch.zeros(0, dtype=torch.bool, device="cpu")
     _, inverse, counts = prints.unique(dim=0, return_inverse=True, return_counts=True)
     return counts[inverse] > 1
 
 
 def _per_rank(sizes: Tensor, counts: Tensor) -> Tensor:
     """Sums of runs of `sizes`, counts[r] entries long."""
-    return torch.zeros_like(counts).index_add_(0, torch.arange(counts.numel()).repeat_interleave(counts), sizes)
+    return torch.zeros_like(counts).index_add_(0, torch.arange(counts.numel(), device="cpu").repeat_interleave(counts), sizes)
 
 
 def _fingerprint(key: bytes, bits: int) -> tuple[int, int]:

@@ -75,7 +75,7 @@ def _checked_valid(valid: Any, size: int) -> Tensor | None:
     if valid is None:
         return None
     if not isinstance(valid, Tensor):
-        valid = torch.as_tensor(valid) if len(valid) else torch.zeros(0, dtype=torch.bool)
+        valid = torch.as_tensor(valid, device="cpu") if len(valid) else torch.zeros(0, dtype=torch.bool, device="cpu")
     return checks.mask("group_states", valid, (size,), valid.device, name="valid")
 
 

@@ -22,7 +22,7 @@ def group(rows: Packed | FixedWidth, labels: Tensor | None, *, bytes_decide: boo
 
 def group_list(items: list, labels: Tensor | None, *, bytes_decide: bool, key: HashKey) -> StateGroups | None:
     """The same for a list of str and bytes objects; None if it holds anything else."""
-    ids = torch.empty(len(items), dtype=torch.int64)
+    ids = torch.empty(len(items), dtype=torch.int64, device="cpu")
     labels = None if labels is None else labels.contiguous()
     group_them, describe_them = _functions()
     found = group_them(items, None if labels is None else labels.data_ptr(), ids.data_ptr(), *key, bytes_decide)
@@ -51,6 +51,6 @@ def _operators():
     @torch.library.register_fake("gigpo_fast_C::group_packed")
     def _(data, total, width, starts, lengths, group, seed, sip_low, sip_high, hash_bits, bytes_decide):
         found = torch.library.get_ctx().new_dynamic_size()
-        return tuple(torch.empty(size, dtype=torch.int64) for size in (total, found, found))
+        return tuple(torch.empty(size, dtype=torch.int64, device="cpu") for size in (total, found, found))
 
     return torch.ops.gigpo_fast_C

@@ -103,7 +103,7 @@ def encoded(rows: Objects) -> Objects | FixedWidth:
     if all(issubclass(kind, (str, bytes)) for kind in types):
         return rows
     if types == {int} and -(2**63) <= min(rows.items) and max(rows.items) < 2**63:  # the encoder takes any size
-        return _fixed_width(_bytes_of(torch.tensor(rows.items, dtype=torch.int64)), len(rows.items))
+        return _fixed_width(_bytes_of(torch.tensor(rows.items, dtype=torch.int64, device="cpu")), len(rows.items))
     states = []
     for number, item in enumerate(rows.items):
         try:

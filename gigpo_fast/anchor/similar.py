@@ -55,8 +55,8 @@ def group_similar_states(
     # Equal texts of a task join the same group, since groups never change their first member: one text of each is enough.
     texts = [str(states[row]) for row in first_rows]
     tasks = [0] * len(texts) if group is None else number_keys(_labels(group, first_rows)).ids.tolist()
-    merged = by_first_occurrence(torch.tensor(_first_fit(texts, tasks, threshold), dtype=torch.int64))
-    ids = torch.cat([merged.ids, torch.tensor([-1])])[exact.ids]
+    merged = by_first_occurrence(torch.tensor(_first_fit(texts, tasks, threshold), dtype=torch.int64, device="cpu"))
+    ids = torch.cat([merged.ids, torch.tensor([-1], dtype=torch.int64, device="cpu")])[exact.ids]
     counts = torch.zeros_like(merged.counts).index_add_(0, merged.ids, exact.counts)
     return StateGroups(ids, exact.first_row[merged.first_row], counts)
 
@@ -75,7 +75,7 @@ def _first_fit(texts: list[str], tasks: list[int], threshold: float) -> list[int
 
 def first_fit_by_difflib(texts: list[str], tasks: list[int], threshold: float) -> list[int]:
     """The path without C++: one vectorised bound against all groups of the task, then difflib itself for those that pass it."""
-    counts, lengths = _letter_counts(texts), torch.tensor([len(text) for text in texts], dtype=torch.int64)
+    counts, lengths = _letter_counts(texts), torch.tensor([len(text) for text in texts], dtype=torch.int64, device="cpu")
     firsts: dict[int, list[int]] = {}
     matchers: dict[int, difflib.SequenceMatcher] = {}
     ids: list[int] = []
@@ -102,7 +102,8 @@ def _letter_counts(texts: list[str]) -> Tensor:
     """(T, BUCKETS) int64, how often each letter occurs in each text: the shared ones bound what can match from above."""
     from .similar_native import code_points
 
-    text_of_letter = torch.repeat_interleave(torch.arange(len(texts)), torch.tensor([len(text) for text in texts], dtype=torch.int64))
+    lengths = torch.tensor([len(text) for text in texts], dtype=torch.int64, device="cpu")
+    text_of_letter = torch.repeat_interleave(torch.arange(len(texts), device="cpu"), lengths)
     place = text_of_letter * BUCKETS + code_points(texts) % BUCKETS
     return torch.bincount(place, minlength=len(texts) * BUCKETS).view(len(texts), BUCKETS)
 

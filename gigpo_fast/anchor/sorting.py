@@ -30,7 +30,7 @@ def group(rows: Objects | Packed, labels: Tensor | None, *, key: HashKey) -> Sta
 def number_keys(keys: list) -> StateGroups:
     """Number hashable keys by first occurrence."""
     number = {key: position for position, key in enumerate(dict.fromkeys(keys))}
-    return by_first_occurrence(torch.tensor(list(map(number.__getitem__, keys)), dtype=torch.int64))
+    return by_first_occurrence(torch.tensor(list(map(number.__getitem__, keys)), dtype=torch.int64, device="cpu"))
 
 
 def by_first_occurrence(classes: Tensor) -> StateGroups:

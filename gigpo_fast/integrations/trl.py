@@ -218,7 +218,8 @@ class FusedPolicyLoss:
     def _mean_over_tokens(self, mean: float, found: dict[str, float]) -> float:
         """The mean over the tokens of all processes, from this one's mean."""
         count = found["n_active"]
-        totals = self.accelerator.reduce(torch.tensor([mean * count, count], device=self.accelerator.device), reduction="sum")
+        parts = torch.tensor([mean * count, count], dtype=torch.float32, device=self.accelerator.device)
+        totals = self.accelerator.reduce(parts, reduction="sum")
         return (totals[0] / totals[1].clamp(min=1.0)).item()
 
     def _log_ratio_one(self, log: dict[str, list], advantages: Tensor, mask: Tensor) -> None:

@@ -54,17 +54,17 @@ class GiGPOCredit:
         `turns` are those of all processes, row after row; this process has B = len(mask) of them, from `first_row` on.
         """
         lengths = [len(states) for states, _ in turns]
-        row = torch.arange(len(turns)).repeat_interleave(torch.tensor(lengths, dtype=torch.int64))
+        row = torch.arange(len(turns), device="cpu").repeat_interleave(torch.tensor(lengths, dtype=torch.int64, device="cpu"))
         group = row // group_size
         ids = group_states([state for states, _ in turns for state in states], group, key=self.key).ids
-        rewards = torch.tensor([float(reward) for _, found in turns for reward in found], dtype=torch.float32)
+        rewards = torch.tensor([float(reward) for _, found in turns for reward in found], dtype=torch.float32, device="cpu")
         credit = gigpo_advantages(
             rewards, row, group, ids, gamma=self.gamma, step_weight=self.step_weight, scale=scale, statistics=self.statistics
         )
         steps = step_ids(mask, turns=True)
         self._check_turns(steps, lengths[first_row : first_row + mask.shape[0]])
         # step_ids number the turns that have tokens; rows that were cut to nothing have none, but their turns count in the statistics.
-        kept = torch.tensor([bool(has) for has in mask.any(1).tolist()])
+        kept = torch.tensor([bool(has) for has in mask.any(1).tolist()], dtype=torch.bool, device="cpu")
         local = row - first_row
         mine = (local >= 0) & (local < mask.shape[0])
         mine &= kept[local.clamp(0, mask.shape[0] - 1)]

@@ -88,7 +88,7 @@ def extras_of(objective: PolicyObjective, inputs: dict[str, Any]) -> dict[str, T
     if "rollout_log_probs" in objective.reads:
         sampled = inputs.get("sampling_per_token_logps", inputs.get("old_per_token_logps"))
         if sampled is None:  # on-policy there is no drift: NaN says so
-            sampled = torch.full(shape, float("nan"), device=inputs["completion_ids"].device)
+            sampled = torch.full(shape, float("nan"), device=inputs["completion_ids"].device, dtype=torch.float32)
         found["rollout_log_probs"] = sampled
     return found
 

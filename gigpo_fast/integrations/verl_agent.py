@@ -72,7 +72,7 @@ def compute_step_discounted_returns(batch: Any, gamma: float) -> Tensor:
     if idle:
         fix = "leave out the steps of environments that have finished"
         checks.fail("compute_step_discounted_returns", "active_masks", "true in every row", f"false in rows {idle[:8]}", fix)
-    rewards = torch.tensor([float(reward) for reward in rows["rewards"]], dtype=torch.float32)
+    rewards = torch.tensor([float(reward) for reward in rows["rewards"]], dtype=torch.float32, device="cpu")
     return discounted_returns(rewards, _labels(rows["traj_uid"]), gamma=gamma).to(batch.batch["input_ids"].device)
 
 

@@ -104,13 +104,13 @@ def gigpo_token_advantages(
     real = [row for row in range(len(names)) if padding is None or not padding[row]]
     rows = sorted(real, key=lambda row: names[row])
     _check_outputs([names[row] for row in rows])
-    place = torch.tensor(rows, dtype=torch.int64)
+    place = torch.tensor(rows, dtype=torch.int64, device="cpu")
     ordered = mask.cpu()[place]
     runs = (ordered & ~torch.nn.functional.pad(ordered, (1, 0))[:, :-1]).sum(1).tolist()
     turns = [_turns(keys[row], extra_fields[row], count) for row, count in zip(rows, runs)]
-    lengths = torch.tensor([len(states) for states, _ in turns], dtype=torch.int64)
+    lengths = torch.tensor([len(states) for states, _ in turns], dtype=torch.int64, device="cpu")
 
-    output = torch.arange(len(rows)).repeat_interleave(lengths)
+    output = torch.arange(len(rows), device="cpu").repeat_interleave(lengths)
     task = group_ids([names[row][0] for row in rows])[output]
     trajectory = group_ids([keys[row].rpartition("_")[0] for row in rows])[output]
     states = [state for states, _ in turns for state in states]
@@ -119,7 +119,7 @@ def gigpo_token_advantages(
     else:
         ids = group_states(states, task, key=config.key()).ids.cpu()
     found = gigpo_advantages(
-        torch.tensor([reward for _, rewards in turns for reward in rewards], dtype=torch.float32),
+        torch.tensor([reward for _, rewards in turns for reward in rewards], dtype=torch.float32, device="cpu"),
         trajectory,
         task,
         ids,
@@ -130,7 +130,7 @@ def gigpo_token_advantages(
         statistics=_STATISTICS[config.statistics],
     )
     written = ordered.any(1)[output]  # step_ids number the turns that have tokens
-    advantages = torch.zeros(mask.shape)
+    advantages = torch.zeros(mask.shape, dtype=torch.float32, device="cpu")
     advantages[place] = to_tokens(found.advantages[written], step_ids(ordered, turns=True))
     shared = float((torch.bincount(ids)[ids] > 1).float().mean()) if len(states) else 0.0
     return advantages.to(token_rewards.device), {"gigpo/shared_states": shared}

@@ -48,7 +48,7 @@ class TokenSum(Aggregation):
     counts: ClassVar[str] = "nothing"
 
     def count(self, mask: Tensor, sequences: Sequences | None) -> Tensor:
-        return torch.ones((), device=mask.device)
+        return torch.ones((), device=mask.device, dtype=torch.float32)
 
 
 class _SequenceMean(Aggregation):

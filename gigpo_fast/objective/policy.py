@@ -51,7 +51,7 @@ class PolicyObjective(Block):
         numbers: list[float] = []
         blocks = [self.ratio, self.surrogate, *penalties, self.weighting, self.entropy_bonus, self.aggregation]
         structure = write(self, numbers)
-        numbers = torch.tensor(numbers, dtype=torch.float64)
+        numbers = torch.tensor(numbers, dtype=torch.float64, device="cpu")
         declare(self, blocks, structure=structure, numbers=numbers, penalties=penalties)
 
 

@@ -22,7 +22,7 @@ def discounted_returns(rewards, trajectory, *, gamma, step=None, valid=None) -> 
     for row in sorted((row for row in range(len(rewards)) if valid[row]), key=lambda row: times[row], reverse=True):
         returns[row] = rewards[row] + gamma * following.get(trajectory[row], 0.0)
         following[trajectory[row]] = returns[row]
-    return torch.tensor(returns, dtype=torch.float64)
+    return torch.tensor(returns, dtype=torch.float64, device="cpu")
 
 
 def group_advantages(scores, group, *, scale=None, statistics=None, trajectory=None, valid=None) -> Tensor:
@@ -30,7 +30,7 @@ def group_advantages(scores, group, *, scale=None, statistics=None, trajectory=N
     statistics = statistics or DEFAULTS
     scores, valid = _numbers(scores), _valid(valid, scores)
     names = _names(scores, trajectory, statistics.count)
-    advantages = torch.zeros(len(scores), dtype=torch.float64)
+    advantages = torch.zeros(len(scores), dtype=torch.float64, device="cpu")
     for rows in _groups(_labels(group), valid):
         units = list(_unit_scores(scores, names, rows).values())
         mean, deviation = _moments(units, statistics)
@@ -47,7 +47,7 @@ def leave_one_out_advantages(scores, group, *, statistics=None, trajectory=None,
     statistics = statistics or DEFAULTS
     scores, valid = _numbers(scores), _valid(valid, scores)
     names = _names(scores, trajectory, statistics.count)
-    advantages = torch.zeros(len(scores), dtype=torch.float64)
+    advantages = torch.zeros(len(scores), dtype=torch.float64, device="cpu")
     for rows in _groups(_labels(group), valid):
         units = _unit_scores(scores, names, rows)
         for row in rows:
@@ -81,12 +81,12 @@ def gigpo_advantages(
     if step_returns is None:
         step_returns = discounted_returns(rewards, trajectory, gamma=gamma, step=step, valid=valid)
     if episode_scores is None:  # R(tau), undiscounted
-        episode_scores = torch.zeros(len(rewards), dtype=torch.float64)
+        episode_scores = torch.zeros(len(rewards), dtype=torch.float64, device="cpu")
         for rows in _groups(trajectory, valid):
             episode_scores[rows] = math.fsum(rewards[row] for row in rows)
     returns = [value if used else 0.0 for value, used in zip(_numbers(step_returns), valid)]
     episode = group_advantages(episode_scores, group, scale=scale, statistics=statistics, trajectory=trajectory, valid=valid)
-    micro = torch.zeros(len(rewards), dtype=torch.float64)
+    micro = torch.zeros(len(rewards), dtype=torch.float64, device="cpu")
     met = [used and state != -1 for used, state in zip(valid, anchor)]
     for rows in _groups(list(zip(group, anchor)), met):  # Eq. 6: the steps of one task in one state; Eq. 7
         earliest = {}  # trajectory -> its first visit to the state
@@ -98,12 +98,12 @@ def gigpo_advantages(
         mean, deviation = _moments([returns[row] for row in visits], statistics)
         for row in rows:
             micro[row] = _standardised(returns[row], mean, deviation, scale, statistics)
-    return episode + step_weight * micro, episode, micro, torch.tensor(returns, dtype=torch.float64)
+    return episode + step_weight * micro, episode, micro, torch.tensor(returns, dtype=torch.float64, device="cpu")
 
 
 def step_ids(mask, *, turns=False) -> Tensor:
     """The row of every trained token, or the run of trained tokens that it is in."""
-    ids = torch.full(mask.shape, -1, dtype=torch.int64)
+    ids = torch.full(mask.shape, -1, dtype=torch.int64, device="cpu")
     runs = -1
     for row, tokens in enumerate(mask.tolist()):
         before = False
@@ -119,7 +119,7 @@ def to_tokens(advantages, step_ids) -> Tensor:
     """The advantage of each token's step, 0 without one."""
     advantages = _numbers(advantages)
     flat = [advantages[step] if step >= 0 else 0.0 for step in step_ids.flatten().tolist()]
-    return torch.tensor(flat, dtype=torch.float64).view(step_ids.shape)
+    return torch.tensor(flat, dtype=torch.float64, device="cpu").view(step_ids.shape)
 
 
 def _moments(units: list[float], statistics) -> tuple[float, float]:

@@ -25,7 +25,7 @@ def group_states(states, group=None, valid=None, key=None):
             counts.append(0)
         ids.append(number[place])
         counts[number[place]] += 1
-    return torch.tensor(ids, dtype=torch.int64), torch.tensor(first_row, dtype=torch.int64), torch.tensor(counts, dtype=torch.int64)
+    return tuple(torch.tensor(values, dtype=torch.int64, device="cpu") for values in (ids, first_row, counts))
 
 
 def ragged_states(values, offsets):
@@ -45,7 +45,7 @@ def group_similar_states(states, group=None, threshold=0.95):
         else:
             ids.append(len(firsts))
             firsts.append((label, state))
-    return torch.tensor(ids, dtype=torch.int64)
+    return torch.tensor(ids, dtype=torch.int64, device="cpu")
 
 
 def identity(value):

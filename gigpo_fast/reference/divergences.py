@@ -59,7 +59,7 @@ def penalty(spec: Spec, b: Tokens, usable: Tokens, log_ratio: dict[int, Tensor],
         else:
             lp = b.lp[t]
             other = b.ref[t] if options["anchor"] == "ref" else b.extras[ANCHORS[options["anchor"]]][t]
-        bare[t] = estimate(options["estimator"], lp, torch.as_tensor(other, dtype=lp.dtype))
+        bare[t] = estimate(options["estimator"], lp, torch.as_tensor(other, dtype=lp.dtype, device=lp.device))
         if options.get("own_mask") and not kl_mask[t]:
             bare[t] = lp * 0
     if name == "HingeKL":

@@ -144,9 +144,9 @@ def pass_at_k_advantages(scores, group, *, k, eps=0.0, valid=None) -> Tensor:
 def normalised_sum(rewards, group, *, weights=None, scale="std", statistics=None, valid=None) -> Tensor:
     """sum_k w_k z_k with z_k normalised in its group, over the rows that have reward k."""
     rewards = rewards.to(torch.float64)
-    each = torch.ones(rewards.shape, dtype=torch.bool) if valid is None else valid
+    each = torch.ones(rewards.shape, dtype=torch.bool, device="cpu") if valid is None else valid
     each = each if each.dim() == 2 else each[:, None].expand(rewards.shape)
-    total = torch.zeros(rewards.shape[0], dtype=torch.float64)
+    total = torch.zeros(rewards.shape[0], dtype=torch.float64, device="cpu")
     for k in range(rewards.shape[1]):
         weight = 1.0 if weights is None else float(weights[k])
         column = torch.where(each[:, k], rewards[:, k], 0.0)
@@ -177,7 +177,7 @@ def running_baseline_advantages(scores, agent, baselines, *, decay=0.95, valid=N
         if valid[row]:
             result[row] = score - kept[agent[row]]
             kept[agent[row]] = decay * kept[agent[row]] + (1.0 - decay) * score
-    return _tensor(result, valid), torch.tensor(kept, dtype=torch.float64)
+    return _tensor(result, valid), torch.tensor(kept, dtype=torch.float64, device="cpu")
 
 
 def semantic_entropy(cluster, group, *, log_probs=None, normalised=True, expected=True, valid=None) -> Tensor:
@@ -238,7 +238,7 @@ def tree_values(scores, parent) -> Tensor:
         children = [child for child, above in enumerate(parent) if above == node]
         return _mean([value(child) for child in children]) if children else scores[node]
 
-    return torch.tensor([value(node) for node in range(len(scores))], dtype=torch.float64)
+    return torch.tensor([value(node) for node in range(len(scores))], dtype=torch.float64, device="cpu")
 
 
 def _mean(values: list[float]) -> float:
@@ -251,4 +251,4 @@ def _std(values: list[float], ddof: int) -> float:
 
 
 def _tensor(values: list[float], valid: list[bool]) -> Tensor:
-    return torch.tensor([value if used else 0.0 for value, used in zip(values, valid)], dtype=torch.float64)
+    return torch.tensor([value if used else 0.0 for value, used in zip(values, valid)], dtype=torch.float64, device="cpu")

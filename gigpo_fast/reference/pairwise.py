@@ -17,9 +17,9 @@ def sequence_log_probs(
     token_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(S,) sums over the trained tokens of each sequence, and how many there are."""
-    rows = torch.arange(mask.shape[0])[:, None].expand(mask.shape) if sequence_ids is None else sequence_ids
+    rows = torch.arange(mask.shape[0], device="cpu")[:, None].expand(mask.shape) if sequence_ids is None else sequence_ids
     count = mask.shape[0] if sequence_ids is None else sequences
-    totals, lengths = [torch.zeros((), dtype=torch.float64) for _ in range(count)], [0.0] * count
+    totals, lengths = [torch.zeros((), dtype=torch.float64, device="cpu") for _ in range(count)], [0.0] * count
     for value, trained, row, weight in zip(
         log_probs.reshape(-1),
         mask.reshape(-1).tolist(),
@@ -29,7 +29,7 @@ def sequence_log_probs(
         if trained:
             totals[row] = totals[row] + weight * value.double()
             lengths[row] += 1
-    return torch.stack(totals), torch.tensor(lengths, dtype=torch.float64)
+    return torch.stack(totals), torch.tensor(lengths, dtype=torch.float64, device="cpu")
 
 
 def pairwise_loss(
@@ -46,7 +46,7 @@ def pairwise_loss(
     denominator: float | None = None,
 ) -> Tensor:
     """Sum over pairs of weight (link(beta (s_w - rejected s_l) - margin) + NLL), divided by the denominator or the number of pairs."""
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device="cpu")
     for at, (chosen, other) in enumerate(pairs.tolist()):
         weight = _at(given, "weights", at, 1.0)
         if weight == 0:
@@ -75,7 +75,7 @@ def response_loss(
     denominator: float | None = None,
 ) -> Tensor:
     """The same for single responses: h = beta s - reference_point if desirable, and its negative if not."""
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device="cpu")
     for row, good in enumerate(desirable.tolist()):
         weight = _at(given, "weights", row, 1.0)
         if weight == 0:

@@ -15,7 +15,7 @@ def cosine_length(correct, lengths, *, max_length, right=(1.0, 0.5), wrong=(-1.0
         at_zero, at_most = right if good else wrong
         share = min(length / max_length, 1.0) if clamp else length / max_length
         result.append(at_most + 0.5 * (at_zero - at_most) * (1.0 + math.cos(math.pi * share)))
-    return torch.tensor(result, dtype=torch.float64)
+    return torch.tensor(result, dtype=torch.float64, device="cpu")
 
 
 def soft_overlong(lengths, *, max_length, buffer, penalty=1.0) -> Tensor:
@@ -25,7 +25,7 @@ def soft_overlong(lengths, *, max_length, buffer, penalty=1.0) -> Tensor:
         allowed = max_length - buffer
         share = 0.0 if length <= allowed else (allowed - length) / buffer if length <= max_length else -1.0
         result.append(penalty * share)
-    return torch.tensor(result, dtype=torch.float64)
+    return torch.tensor(result, dtype=torch.float64, device="cpu")
 
 
 def dast_length(correct, lengths, group, *, slope=-0.5, offset=0.5) -> Tensor:
@@ -39,7 +39,7 @@ def dast_length(correct, lengths, group, *, slope=-0.5, offset=0.5) -> Tensor:
         for row in rows:
             excess = (lengths[row] - budget) / budget if budget > 0 else 0.0
             result[row] = max(slope * excess + offset, 0.1) if correct[row] else min(0.9 * excess - 0.1, -0.1)
-    return torch.tensor(result, dtype=torch.float64)
+    return torch.tensor(result, dtype=torch.float64, device="cpu")
 
 
 def group_length(correct, lengths, group) -> Tensor:
@@ -51,7 +51,7 @@ def group_length(correct, lengths, group) -> Tensor:
         for row in rows:
             value = 0.5 - (lengths[row] - low) / (high - low) if high > low else 0.0
             result[row] = value if correct[row] else min(value, 0.0)
-    return torch.tensor(result, dtype=torch.float64)
+    return torch.tensor(result, dtype=torch.float64, device="cpu")
 
 
 def fewest_calls(calls, correct, group) -> Tensor:
@@ -62,7 +62,7 @@ def fewest_calls(calls, correct, group) -> Tensor:
         enough = min((calls[row] for row in rows if correct[row]), default=math.inf)
         for row in rows:
             result[row] = enough
-    return torch.tensor(result, dtype=torch.float64)
+    return torch.tensor(result, dtype=torch.float64, device="cpu")
 
 
 def tool_cost(calls, fewest=None, *, max_calls) -> Tensor:
@@ -77,7 +77,7 @@ def tool_cost(calls, fewest=None, *, max_calls) -> Tensor:
         else:
             f = 2.0 * n * m / (m + n)
             result.append(math.sin(f * math.pi / (2.0 * n)))
-    return torch.tensor(result, dtype=torch.float64)
+    return torch.tensor(result, dtype=torch.float64, device="cpu")
 
 
 def cost_penalty(rewards, costs, group, *, weights, valid=None) -> Tensor:
@@ -93,7 +93,7 @@ def cost_penalty(rewards, costs, group, *, weights, valid=None) -> Tensor:
                 most = max(float(costs[other, k]) for other in rows)
                 share += float(weight) * float(costs[row, k]) / most if most > 0 else 0.0
             result[row] = rewards[row] - mean * share
-    return torch.tensor(result, dtype=torch.float64)
+    return torch.tensor(result, dtype=torch.float64, device="cpu")
 
 
 def running_scale(batches, *, center=False, clip=None) -> list[Tensor]:
@@ -104,7 +104,8 @@ def running_scale(batches, *, center=False, clip=None) -> list[Tensor]:
         mean = math.fsum(seen) / len(seen) if seen else 0.0
         spread = math.sqrt(math.fsum((value - mean) ** 2 for value in seen) / max(len(seen) - 1, 1)) or 1.0
         scaled = [(value - (mean if center else 0.0)) / spread for value in _numbers(batch)]
-        result.append(torch.tensor([value if clip is None else max(-clip, min(clip, value)) for value in scaled], dtype=torch.float64))
+        clipped = [value if clip is None else max(-clip, min(clip, value)) for value in scaled]
+        result.append(torch.tensor(clipped, dtype=torch.float64, device="cpu"))
     return result
 
 
@@ -118,4 +119,4 @@ def return_difference(returns, task, *, trial=None, valid=None) -> Tensor:
         ordered = sorted(rows, key=lambda row: times[row])
         for row, following in zip(ordered, ordered[1:]):
             result[row] = returns[following] - returns[row]
-    return torch.tensor(result, dtype=torch.float64)
+    return torch.tensor(result, dtype=torch.float64, device="cpu")

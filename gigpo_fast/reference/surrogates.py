@@ -98,7 +98,7 @@ def _DPPOTV(b, t, log_ratio, low, high, maximum, score_function):
 
 
 def _DPPOKL(b, t, log_ratio, low, high, maximum, score_function):
-    new, old = b.lp[t].detach(), torch.as_tensor(b.old[t], dtype=b.lp[t].dtype)
+    new, old = b.lp[t].detach(), torch.as_tensor(b.old[t], dtype=b.lp[t].dtype, device=b.lp[t].device)
     near = value(estimate(("BinaryKL", {}), old, new))
     rose = value(new) > value(old)
     gone = rose and not near <= high if b.A[t] > 0 else value(new) < value(old) and not near <= low

@@ -11,7 +11,7 @@ from torch import Tensor
 
 def token_returns(rewards, mask, *, gamma=1.0, carry=True) -> Tensor:
     """G_t = r_t + gamma G_{t+1}; a masked token is no time step (carry), or one with reward 0."""
-    result = torch.zeros(mask.shape, dtype=torch.float64)
+    result = torch.zeros(mask.shape, dtype=torch.float64, device="cpu")
     for row in range(mask.shape[0]):
         running = 0.0
         for t in reversed(range(mask.shape[1])):
@@ -25,7 +25,7 @@ def token_returns(rewards, mask, *, gamma=1.0, carry=True) -> Tensor:
 
 def turn_returns(rewards, mask, *, gamma) -> Tensor:
     """The return of every run of trained tokens: the reward at its last token plus gamma times that of the next run."""
-    result = torch.zeros(mask.shape, dtype=torch.float64)
+    result = torch.zeros(mask.shape, dtype=torch.float64, device="cpu")
     for row in range(mask.shape[0]):
         later, inside = 0.0, False
         for t in reversed(range(mask.shape[1])):
@@ -38,7 +38,7 @@ def turn_returns(rewards, mask, *, gamma) -> Tensor:
 
 def gae_advantages(rewards, values, mask, *, gamma=1.0, lam=1.0, final_values=None, carry=True) -> tuple[Tensor, Tensor]:
     """A_t = delta_t + gamma lam A_{t+1} (GAE, Eq. 16), and A_t + V_t."""
-    advantages, returns = torch.zeros(mask.shape, dtype=torch.float64), torch.zeros(mask.shape, dtype=torch.float64)
+    advantages, returns = (torch.zeros(mask.shape, dtype=torch.float64, device="cpu") for _ in range(2))
     for row in range(mask.shape[0]):
         running, first = 0.0, True
         following = 0.0
@@ -62,7 +62,7 @@ def whiten(values, mask, *, ddof=1, eps=1e-8, eps_in="variance", keep_mean=False
     values = values.to(torch.float64)
     entering = mask & counted if counted is not None and (mask & counted).any() else mask
     chosen = [float(value) for value in values[entering]]
-    result = torch.zeros(mask.shape, dtype=torch.float64)
+    result = torch.zeros(mask.shape, dtype=torch.float64, device="cpu")
     if not chosen:
         return result
     mean = chosen[0] if min(chosen) == max(chosen) else math.fsum(chosen) / len(chosen)
@@ -80,7 +80,7 @@ def optimal_token_baseline_advantages(
     rewards, group, log_probs, sum_squared_probs, mask, *, importance_weights=None, count_trained_tokens=False, singleton="raw", eps=1e-8
 ) -> Tensor:
     """G_t - b_t with b_t the mean return of the group at this position, weighted by the gradient's size so far (OTB)."""
-    returns, result = token_returns(rewards, mask), torch.zeros(mask.shape, dtype=torch.float64)
+    returns, result = token_returns(rewards, mask), torch.zeros(mask.shape, dtype=torch.float64, device="cpu")
     at: dict = {}
     for row in range(mask.shape[0]):
         grown, trained = 0.0, 0
@@ -103,7 +103,7 @@ def optimal_token_baseline_advantages(
 
 def segment_advantages(values, cuts, scores, mask, *, start_values=None, start_known=None) -> Tensor:
     """The value at the end of a token's segment minus that at its beginning (SPO)."""
-    result = torch.zeros(mask.shape, dtype=torch.float64)
+    result = torch.zeros(mask.shape, dtype=torch.float64, device="cpu")
     for row in range(mask.shape[0]):
         trained = mask[row].nonzero().flatten().tolist()
         known = start_values is not None and (start_known is None or bool(start_known[row]))
@@ -120,7 +120,7 @@ def segment_advantages(values, cuts, scores, mask, *, start_values=None, start_k
 
 def low_probability_cuts(log_probs, mask, *, threshold=0.9, every=5) -> tuple[Tensor, Tensor]:
     """Cut before every k-th token of low probability: after the trained token before it, or at the start."""
-    after, start = torch.zeros(mask.shape, dtype=torch.bool), torch.zeros(mask.shape[0], dtype=torch.bool)
+    after, start = torch.zeros(mask.shape, dtype=torch.bool, device="cpu"), torch.zeros(mask.shape[0], dtype=torch.bool, device="cpu")
     for row in range(mask.shape[0]):
         trained = mask[row].nonzero().flatten().tolist()
         low = [place for place, t in enumerate(trained) if math.exp(float(log_probs[row, t])) < threshold]

@@ -69,9 +69,8 @@ def _Rejection(b, estimator, level, low, high, current):
     if estimator is None:
         pooled = {t: math.exp(number) for t, number in _pooled(level, b, {t: policy[t] - rollout[t] for t in b.trained}).items()}
     else:
-        number = {
-            t: value(estimate(estimator, *(torch.tensor(x, dtype=torch.float64) for x in (policy[t], rollout[t])))) for t in b.trained
-        }
+        both = lambda t: (torch.tensor(x[t], dtype=torch.float64, device="cpu") for x in (policy, rollout))  # noqa: E731
+        number = {t: value(estimate(estimator, *both(t))) for t in b.trained}
         pooled = _pooled(level, b, number)
     return {t: float(_within(number, low, high)) for t, number in pooled.items()}
 

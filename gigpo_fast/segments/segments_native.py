@@ -16,7 +16,7 @@ def sort_segments(labels: list[Tensor], within: list[Tensor]) -> tuple[Tensor, T
 
 def discounted_sums(values: Tensor, counted: Tensor, order: Tensor, segment: Tensor, powers: list[float]) -> Tensor:
     """(S,) float64 by row."""
-    powers = torch.tensor(powers, dtype=torch.float64)
+    powers = torch.tensor(powers, dtype=torch.float64, device="cpu")
     return _ops().segments_discounted_sums(values.contiguous(), counted.contiguous(), order, segment, powers)
 
 

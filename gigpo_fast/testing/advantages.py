@@ -17,7 +17,7 @@ _FEW = 8.0
 
 
 def _shuffled(b):
-    order = torch.randperm(b.rewards.numel(), generator=torch.Generator().manual_seed(5))
+    order = torch.randperm(b.rewards.numel(), generator=torch.Generator(device="cpu").manual_seed(5), device="cpu")
     b.step = b.times
     for key in ("rewards", "trajectory", "group", "anchor", "valid", "step"):
         if getattr(b, key) is not None:
@@ -31,13 +31,14 @@ def _huge_labels(b):
 
 
 def _equal(b):
-    rows = torch.arange(36)
-    b.rewards = torch.tensor((0.0, 0.0, 0.1), dtype=torch.float64).repeat(12)  # 0.1 is not a binary fraction: a mean of equal ones rounds
+    rows = torch.arange(36, device="cpu")
+    # 0.1 is not a binary fraction: a mean of equal ones rounds
+    b.rewards = torch.tensor((0.0, 0.0, 0.1), dtype=torch.float64, device="cpu").repeat(12)
     b.trajectory, b.group, b.anchor, b.times = rows // 3, rows // 12, rows % 3, rows % 3
 
 
 def _invalid(b):
-    b.valid = torch.arange(len(b.rewards)) % 4 != 1
+    b.valid = torch.arange(len(b.rewards), device="cpu") % 4 != 1
     b.rewards[~b.valid] = math.nan
 
 
@@ -48,7 +49,7 @@ ADVANTAGE_CASES: dict[str, Callable[[SimpleNamespace], object]] = {
     "equal rewards": _equal,
     "one trajectory a task": lambda b: setattr(b, "group", b.trajectory.clone()),
     "one anchor for all": lambda b: b.anchor.fill_(0),
-    "no anchor twice": lambda b: setattr(b, "anchor", torch.arange(len(b.rewards))),
+    "no anchor twice": lambda b: setattr(b, "anchor", torch.arange(len(b.rewards), device="cpu")),
     "success or nothing": lambda b: setattr(b, "rewards", (b.rewards > 1.5).to(b.rewards.dtype)),
     "large common reward": lambda b: b.rewards.add_(1000.0),
     "invalid rows hold NaN": _invalid,
@@ -79,13 +80,14 @@ def check_advantages(
 
 def _draw(name: str) -> SimpleNamespace:
     """Three tasks of four trajectories with one to five steps in six states."""
-    g = torch.Generator().manual_seed(sum(map(ord, name)))
-    lengths = torch.randint(1, 6, (12,), generator=g)
-    steps = int(lengths.sum())
+    g = torch.Generator(device="cpu").manual_seed(sum(map(ord, name)))
+    lengths = torch.randint(1, 6, (12,), generator=g, device="cpu")
+    steps, number = int(lengths.sum()), torch.arange(12, device="cpu")
     batch = SimpleNamespace(
-        rewards=torch.randn(steps, generator=g, dtype=torch.float64), trajectory=torch.repeat_interleave(torch.arange(12), lengths),
-        group=torch.repeat_interleave(torch.arange(12) // 4, lengths), anchor=torch.randint(6, (steps,), generator=g),
-        times=torch.cat([torch.arange(int(length)) for length in lengths]), step=None, valid=None,
+        rewards=torch.randn(steps, generator=g, dtype=torch.float64, device="cpu"),
+        trajectory=torch.repeat_interleave(number, lengths), group=torch.repeat_interleave(number // 4, lengths),
+        anchor=torch.randint(6, (steps,), generator=g, device="cpu"),
+        times=torch.cat([torch.arange(int(length), device="cpu") for length in lengths]), step=None, valid=None,
     )  # fmt: skip
     ADVANTAGE_CASES[name](batch)
     return batch
@@ -117,7 +119,7 @@ def _compare(fn, gamma: float, scale: str | None, name: str, dtype: torch.dtype,
 
 def _plain(rewards: Tensor, b: SimpleNamespace, gamma: float, scale: str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The same in torch, in the dtype of `rewards`: what anybody would write first."""
-    rows = torch.arange(len(rewards)) if b.valid is None else b.valid.nonzero().squeeze(1)
+    rows = torch.arange(len(rewards), device="cpu") if b.valid is None else b.valid.nonzero().squeeze(1)
     order = rows if b.step is None else rows[torch.argsort(b.step[rows], stable=True)]
     returns, episode, micro = torch.zeros_like(rewards), torch.zeros_like(rewards), torch.zeros_like(rewards)
     following: dict[int, Tensor] = {}

@@ -20,9 +20,9 @@ def _one_token(b):
 def _extreme(b):
     b.mask[:] = True
     b.log_ratio[0, 1:4] = torch.tensor(
-        (25.0, 100.0, 1e4)
+        (25.0, 100.0, 1e4), dtype=torch.float32, device="cpu"
     )  # of one sign within a row: a sequence's mean must not be a difference of huge numbers
-    b.log_ratio[1, 1:4] = torch.tensor((-25.0, -100.0, -1e4))
+    b.log_ratio[1, 1:4] = torch.tensor((-25.0, -100.0, -1e4), dtype=torch.float32, device="cpu")
     b.log_ratio[2, 3], b.log_ratio[3, 3] = 21.0, -21.0
 
 
@@ -32,15 +32,15 @@ def _zero(b):
 
 
 def _packed(b):
-    b.sequence_ids = torch.where(b.mask, torch.arange(28) // 7, -1)
+    b.sequence_ids = torch.where(b.mask, torch.arange(28, device="cpu") // 7, -1)
 
 
 def _units(b):
-    b.sequence_ids = torch.where(b.mask, torch.arange(4)[:, None] * 2 + (torch.arange(7) > 2), -1)
+    b.sequence_ids = torch.where(b.mask, torch.arange(4, device="cpu")[:, None] * 2 + (torch.arange(7, device="cpu") > 2), -1)
 
 
 def _head(b):
-    b.bias = 0.3 * torch.arange(VOCABULARY, dtype=torch.float64).sin()
+    b.bias = 0.3 * torch.arange(VOCABULARY, dtype=torch.float64, device="cpu").sin()
     b.logit_scale, b.softcap, b.temperature = 1.5, 5.0, 0.7
 
 
@@ -68,18 +68,18 @@ HEAD_CASES = ("bias, scale, softcap, temperature", "large logits")  # for losses
 def draw(name: str) -> SimpleNamespace:
     """The float64 batch of a case, the same in every process."""
     shape, change = LOSS_CASES[name]
-    g = torch.Generator().manual_seed(sum(map(ord, name)))
+    g = torch.Generator(device="cpu").manual_seed(sum(map(ord, name)))
 
     def normal(*size: int) -> Tensor:
-        return torch.randn(*size, generator=g, dtype=torch.float64)
+        return torch.randn(*size, generator=g, dtype=torch.float64, device="cpu")
 
     def uniform(*size: int) -> Tensor:
-        return torch.rand(*size, generator=g, dtype=torch.float64)
+        return torch.rand(*size, generator=g, dtype=torch.float64, device="cpu")
 
     batch = SimpleNamespace(
         log_probs=-3 * uniform(*shape), entropy=3 * uniform(*shape),  # what a loss from log-probs reads
         hidden=normal(*shape, HIDDEN), weight=0.5 * normal(VOCABULARY, HIDDEN), bias=None, logit_scale=1.0, softcap=None, temperature=1.0,
-        token_ids=torch.randint(VOCABULARY, shape, generator=g),  # what a linear loss reads
+        token_ids=torch.randint(VOCABULARY, shape, generator=g, device="cpu"),  # what a linear loss reads
         advantages=normal(*shape), mask=uniform(*shape) < 0.75, weights=0.1 + uniform(*shape), kl_mask=uniform(*shape) < 0.5,
         log_ratio=0.4 * normal(*shape), ref_gap=0.5 * normal(*shape),  # log pi - log pi_old, log pi - log pi_ref
         sequence_ids=None, denominator=None, on_policy=False, garbage=False,
@@ -92,13 +92,14 @@ def draw(name: str) -> SimpleNamespace:
 def _extras(shape: tuple[int, ...], normal: Callable[..., Tensor], uniform: Callable[..., Tensor]) -> dict[str, Tensor]:
     """What further blocks read. Log-probs of other policies are drawn as distances from the policy's."""
     count = math.prod(shape)
-    rows = torch.arange(count).view(shape) // (shape[-1] if len(shape) == 2 else 7)
+    place = torch.arange(count, device="cpu").view(shape)
+    rows = place // (shape[-1] if len(shape) == 2 else 7)
     return {
         "rollout_log_probs": 0.3 * normal(*shape), "teacher_log_probs": 0.5 * normal(*shape), "previous_log_probs": 0.4 * normal(*shape),
         "clip_low": 0.1 + 0.3 * uniform(*shape), "clip_high": 0.1 + 0.3 * uniform(*shape),
         "scores": normal(*shape), "group_spread": (uniform(*shape) - 0.3).clamp(min=0),
         "correct": rows % 2 == 0, "correct_rate": 0.2 + 0.6 * uniform(*shape), "group_ids": 5 - rows // 2,
-        "segment_ids": rows * 100 + (torch.arange(count).view(shape) % 7) // 3, "token_keys": torch.arange(count).view(shape) * 7919 - 3,
+        "segment_ids": rows * 100 + (place % 7) // 3, "token_keys": place * 7919 - 3,
     }  # fmt: skip
 
 
@@ -108,6 +109,8 @@ def spoil(batch: SimpleNamespace, *tables: dict[str, Tensor]) -> None:
     for table in tables:
         for key, value in table.items():
             if value.is_floating_point() and value.shape[: batch.mask.dim()] == batch.mask.shape:
-                noise = torch.tensor([_GARBAGE[(index + len(key)) % len(_GARBAGE)] for index in range(count)]).to(value.dtype)
+                noise = [_GARBAGE[(index + len(key)) % len(_GARBAGE)] for index in range(count)]
+                noise = torch.tensor(noise, dtype=torch.float32, device=value.device).to(value.dtype)
                 value[~batch.mask] = noise.view(-1, *[1] * (value.dim() - batch.mask.dim())).expand_as(value[~batch.mask])
-    batch.token_ids[~batch.mask] = torch.tensor((-100, 2**40, VOCABULARY))[torch.arange(count) % 3]
+    wrong = torch.tensor((-100, 2**40, VOCABULARY), dtype=torch.int64, device="cpu")
+    batch.token_ids[~batch.mask] = wrong[torch.arange(count, device="cpu") % 3]
