@@ -79,12 +79,12 @@ def steps(function: str, value: Any, valid: Tensor) -> Tensor | None:
     return value.to(torch.int64)
 
 
-def discount(function: str, gamma: Any) -> float:
+def discount(function: str, gamma: Any, name: str = "gamma") -> float:
     """A discount factor in [0, 1]."""
-    fix = "pass a discount between 0 and 1, for example gamma=0.95"
-    value = checks.number(function, "gamma", gamma, at_least=0.0, fix=fix)
+    fix = f"pass a number between 0 and 1, for example {name}=0.95"
+    value = checks.number(function, name, gamma, at_least=0.0, fix=fix)
     if value > 1.0:
-        checks.fail(function, "gamma", "in [0, 1]", gamma, fix)
+        checks.fail(function, name, "in [0, 1]", gamma, fix)
     return value
 
 
