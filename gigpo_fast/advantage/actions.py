@@ -4,14 +4,13 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..segments import dense_labels
 from ..types import GiGPOAdvantages
 from . import arguments
 from .graph import episode_advantages
 from .moments import moments
 from .returns import returns_to_go
 from .statistics import CORRECTED, GroupStatistics, check_options
-from .transitions import read_transitions
+from .transitions import numbered, read_transitions
 
 
 def action_advantages(
@@ -63,7 +62,7 @@ def action_advantages(
     returns = returns_to_go(values, edges.timeline, gamma).to(dtype).to(torch.float64)
 
     here = moments(returns, edges.taken, edges.state, ddof=statistics.ddof)
-    same = moments(returns, edges.taken, dense_labels(edges.state, done), ddof=statistics.ddof)
+    same = moments(returns, edges.taken, numbered(edges.state, done), ddof=statistics.ddof)
     micro = torch.where(same.count < here.count, same.mean - here.mean, 0.0) * same.count / (same.count + shrinkage).clamp(min=1.0)
     if scale == "std":
         micro = torch.where(here.flat, 0.0, micro / (here.std + statistics.eps))

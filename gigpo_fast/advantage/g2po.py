@@ -25,7 +25,7 @@ def g2po_advantages(
     step_penalties: Tensor | None = None,  # (S,) float, added to the value a step led to among steps of its state (-0.1 if invalid)
     step: Tensor | list | None = None,  # (S,) int64, time of each step in its trajectory
     valid: Tensor | None = None,  # (S,) bool
-    episode_scores: Tensor | None = None,  # (S,) float, used in place of the trajectory's sum of rewards
+    episode_scores: Tensor | None = None,  # (S,) float, at the episode level used in place of the trajectory's sum of rewards
     step_weight: float = 1.0,
     scale: str | None = None,
     statistics: GroupStatistics = VERL_AGENT,
@@ -56,10 +56,7 @@ def g2po_advantages(
     values = arguments.scores(function, "rewards", rewards, counted)
     edges = read_transitions(function, trajectory, group, anchor, success, None, step, counted)
     taken, last = edges.taken, last_rows(edges.timeline)
-    if episode_scores is None:
-        scores = trajectory_sums(values, edges.timeline._replace(valid=counted))
-    else:
-        scores = arguments.scores(function, "episode_scores", episode_scores, counted)
+    scores = trajectory_sums(values, edges.timeline._replace(valid=counted))
     won = edges.success if success is not None else last & (scores == success_value)
 
     at_end = torch.where(last, scores * gamma, 0.0)

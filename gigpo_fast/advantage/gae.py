@@ -52,7 +52,7 @@ def gae_advantages(
     checks.mask(function, mask)
     reward, value = token_values(function, "rewards", rewards, mask), token_values(function, "values", values, mask)
     lines = layout(function, mask, sequence_ids)
-    decay = gamma * _lambda(function, lam, mask, lines, carry)
+    decay = gamma * read_lambda(function, lam, mask, lines, carry=carry)
     here = lines.lay(value)
     following = lines.following(here)
     if carry:  # the value of the next trained token
@@ -92,7 +92,8 @@ def _final(function: str, value: Tensor, mask: Tensor) -> Tensor:
     return token_values(function, "final_values", value, mask)
 
 
-def _lambda(function: str, lam: float | Tensor, mask: Tensor, lines: Layout, carry: bool) -> Tensor | float:
+def read_lambda(function: str, lam: float | Tensor, mask: Tensor, lines: Layout, *, carry: bool = True) -> Tensor | float:
+    """A number, or float64 as the lines lie, 0 where masked."""
     fix = "pass a number between 0 and 1, for example lam=0.95"
     if not isinstance(lam, Tensor):
         number = checks.number(function, "lam", lam, at_least=0.0, fix=fix)

@@ -4,14 +4,13 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..segments import dense_labels
 from ..types import GiGPOAdvantages
 from . import arguments
 from .group import group_advantages
 from .moments import moments, standardise
 from .returns import returns_to_go, time_order, trajectory_sums
 from .statistics import CORRECTED, GroupStatistics, check_options
-from .transitions import following_rows, last_rows
+from .transitions import following_rows, last_rows, numbered
 
 
 def hindsight_advantages(
@@ -56,7 +55,7 @@ def hindsight_advantages(
     values = arguments.scores(function, "rewards", rewards, counted)
     likely = arguments.scores(function, "hindsight", hindsight, counted)
     own, task = (arguments.labels(function, name, label, counted) for name, label in (("trajectory", trajectory), ("group", group)))
-    own = dense_labels(task, own)
+    own = numbered(task, own)
     timeline = time_order(function, own, arguments.steps(function, step, counted), counted, all_valid=False)
     if episode_scores is None:
         scores = trajectory_sums(values, timeline)

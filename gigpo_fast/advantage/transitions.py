@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..segments import dense_labels, segment_max, to_rows
+from ..segments import segment_max, sort_segments, to_rows
 from . import arguments
 from .returns import Timeline, time_order
 
@@ -68,9 +68,9 @@ def read_transitions(
         arguments.labels(function, name, label, counted)
         for name, label in (("trajectory", trajectory), ("group", group), ("anchor", anchor))
     )
-    task, lone = dense_labels(task), state == -1
+    task, lone = numbered(task), state == -1
     taken = counted & (alone | ~lone)
-    timeline = time_order(function, dense_labels(task, own), arguments.steps(function, step, counted), taken, all_valid=False)
+    timeline = time_order(function, numbered(task, own), arguments.steps(function, step, counted), taken, all_valid=False)
     ended = torch.zeros_like(counted)
     if success is not None:
         flagged = checks.mask(function, success, tuple(counted.shape), counted.device, name="success")
@@ -82,11 +82,19 @@ def read_transitions(
         given = arguments.labels(function, "next_anchor", next_anchor, counted)
         after = torch.where(given != -1, given, after)
     # One numbering for the states before and after; a row that leads nowhere known stands for its own state meanwhile.
-    place = torch.where(lone, torch.arange(lone.shape[0], device=lone.device), -1)
-    states, places = torch.cat([state, torch.where(after != -1, after, state)]), torch.cat([place, torch.where(after != -1, -1, place)])
-    both = dense_labels(torch.cat([task, task]), states, places)
+    keys = [torch.cat([task, task]), torch.cat([state, torch.where(after != -1, after, state)])]
+    if alone:
+        place = torch.where(lone, torch.arange(lone.shape[0], device=lone.device), -1)
+        keys.append(torch.cat([place, torch.where(after != -1, -1, place)]))
+    both = numbered(*keys)
     before, reached = both[: state.shape[0]], both[state.shape[0] :]
     return Transitions(before, torch.where(taken & (after != -1), reached, -1), following, ended, taken, task, timeline)
+
+
+def numbered(*labels: Tensor) -> Tensor:
+    """(S,) int64, dense numbers for the combinations of labels."""
+    order, number = sort_segments(list(labels), [])
+    return to_rows(number, order)
 
 
 def following_rows(timeline: Timeline) -> Tensor:

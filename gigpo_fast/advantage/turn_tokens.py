@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import checks
 from . import arguments
-from .gae import GAEAdvantages
+from .gae import GAEAdvantages, read_lambda
 from .group import group_advantages
 from .layout import backward_sum, forward_sum, layout, token_values
 from .statistics import TRL, GroupStatistics
@@ -18,7 +18,7 @@ def turn_gae_advantages(
     turn_ids: Tensor,  # the same shape, int64, the turn of each trained token: step_ids(mask, turns=True)
     *,
     gamma: float = 1.0,
-    lam: float = 1.0,
+    lam: float | Tensor = 1.0,  # in [0, 1]; a tensor of the same shape: of each turn the one at its first token
     final_values: Tensor | None = None,  # (B,) float: the value after the last turn of a row that was cut off; None: 0
     sequence_ids: Tensor | None = None,  # the same shape, int64; None: a row is a sequence
 ) -> GAEAdvantages:  # two of the same shape, float32, float64 for float64 inputs
@@ -34,37 +34,34 @@ def turn_gae_advantages(
     Source: AReaL's turn-level GAE.
     """
     function = "turn_gae_advantages"
-    gamma, lam = arguments.discount(function, gamma), arguments.discount(function, lam, "lam")
+    gamma = arguments.discount(function, gamma)
     checks.mask(function, mask)
     reward, value = token_values(function, "rewards", rewards, mask), token_values(function, "values", values, mask)
     fix = "step_ids(mask, turns=True) makes them"
     checks.tensor(function, "turn_ids", turn_ids, shape=tuple(mask.shape), dtypes=(torch.int64,), device=mask.device, fix=fix)
     lines = layout(function, mask, sequence_ids)
+    decay = gamma * read_lambda(function, lam, mask, lines)
     trained, turn = lines.mask, lines.lay(turn_ids)
-    inside = ~lines.last
-    # The turn of the next and of the previous trained token: 1 carries over masked ones, 0 takes the token's own.
-    carried = torch.where(trained, 0.0, 1.0)
+    number = lambda flags: flags.to(torch.float64)  # noqa: E731
     own = torch.where(trained, turn + 1, 0).to(torch.float64)  # 0: no turn
-    coming = torch.where(lines.last, 0.0, backward_sum(own, torch.where(inside, carried, 0.0)).roll(-1, 1))
-    first_of_line = lines.previous(torch.zeros_like(own), 1.0)
-    past = lines.previous(forward_sum(own, torch.where(first_of_line == 1.0, 0.0, carried)), 0.0)
+    first = lines.previous(number(lines.last), 1.0) == 1.0  # of a line
+    # The turn of the next and of the previous trained token: masked ones pass on what they get.
+    coming = lines.following(backward_sum(own, number(~trained & ~lines.last)))
+    past = lines.previous(forward_sum(own, number(~trained & ~first)), 0.0)
     starts, ends = trained & (past != own), trained & (coming != own)
 
-    onward = torch.where(inside, 1.0, 0.0)
-    total = backward_sum(lines.lay(reward), torch.where(ends, 0.0, onward))
+    total = backward_sum(lines.lay(reward), number(~ends & ~lines.last))
     at_start = torch.where(starts, lines.lay(value), 0.0)
-    value_ahead = backward_sum(at_start, torch.where(starts, 0.0, onward))
-    after = torch.where(lines.last, 0.0, value_ahead.roll(-1, 1))
+    after = lines.following(backward_sum(at_start, number(~starts & ~lines.last)))
     if final_values is not None:
         checks.tensor(function, "final_values", final_values, shape=(mask.shape[0],), device=mask.device, fix="one value a row")
         if mask.dim() != 2 or sequence_ids is not None:
             checks.fail(function, "final_values", "None for packed tokens", final_values, "add them to the rewards of the last turns")
-        remaining = backward_sum(starts.to(torch.float64), onward)
-        finals = final_values.detach().to(torch.float64).unsqueeze(1)
-        after = torch.where(starts & (remaining == 1.0), finals, after)
+        turns_left = backward_sum(number(starts), number(~lines.last))
+        after = torch.where(starts & (turns_left == 1.0), final_values.detach().to(torch.float64).unsqueeze(1), after)
     delta = torch.where(starts, total + gamma * after - at_start, 0.0)
-    found = backward_sum(delta, torch.where(starts, gamma * lam, 1.0) * onward)
-    held = torch.where(first_of_line == 1.0, 0.0, torch.where(starts, 0.0, 1.0))
+    found = backward_sum(delta, torch.where(lines.last, 0.0, torch.where(starts, decay, number(~starts))))
+    held = number(~starts & ~first)
     advantages = lines.back(forward_sum(torch.where(starts, found, 0.0), held))
     turn_value = lines.back(forward_sum(at_start, held))
     dtype = arguments.result_dtype(rewards, values)

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..segments import dense_labels, segment_max, segment_totals, sort_segments, to_rows
+from ..segments import segment_max, segment_totals, sort_segments, to_rows
 from . import arguments
 from .moments import moments, standardise
 from .returns import Timeline, first_rows, returns_to_go, time_order
 from .statistics import CORRECTED, GroupStatistics, check_options
+from .transitions import numbered
 
 
 class TurnGains(NamedTuple):
@@ -103,7 +104,7 @@ def turn_gain_advantages(
 
 def _turns_in_time(function: str, trajectory, group, step, counted: Tensor) -> tuple[Tensor, Timeline]:
     own, task = (arguments.labels(function, name, label, counted) for name, label in (("trajectory", trajectory), ("group", group)))
-    timeline = time_order(function, dense_labels(task, own), arguments.steps(function, step, counted), counted, all_valid=False)
+    timeline = time_order(function, numbered(task, own), arguments.steps(function, step, counted), counted, all_valid=False)
     return task, timeline
 
 
