@@ -3,6 +3,7 @@
 from tests.papers import Other, advantages, losses, pairs, recorded
 
 ROWS = "test_estimators_rows.py::test_worked_numbers_of_"
+CREDIT = "test_step_credit.py::test_worked_numbers_of_"
 TOKENS = "test_estimators_tokens.py::test_worked_numbers_of_"
 SINGLE = ("test_recipes_pairs.py::test_single_responses",)
 WEIGHTS = ("test_block_numbers.py::test_one_token_with_a_constant_weight",)
@@ -16,6 +17,9 @@ OTHERS = [
     Other("Dr. GRPO", ("dr_grpo",), (*losses("dr_grpo"), *recorded("block/trl_policy_loss"))),
     Other("DAPO", ("dapo",), (*advantages("dapo, overlong"), "test_reward.py::test_soft_overlong", *recorded("block/trl_policy_loss"))),
     Other("HGPO", ("hgpo",), (ROWS + "nested_contexts", *recorded("estimators/hgpo"))),
+    Other("GraphGPO", ("graphgpo",), (CREDIT + "graphgpo", *recorded("estimators/relax_graphgpo_gigpo"))),
+    Other("G2PO", ("g2po",), (CREDIT + "g2po", *recorded("estimators/g2po"))),
+    Other("MT-GRPO", ("mt_grpo",), recorded("estimators/mt_grpo_igpo")),
     Other("Dr. MAS", ("dr_mas",), ("test_estimators_rows.py::test_agents_of_a_task_apart", *recorded("estimators/drmas"))),
     Other("MaxRL", ("maxrl",), (*advantages("maxrl"), ROWS + "length_and_count", *recorded("estimators/prime_rl_advantage"))),
     Other("Pass@k training", ("pass_at_k",), (ROWS + "the_best_of_k",)),

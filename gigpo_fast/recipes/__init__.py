@@ -22,6 +22,7 @@ from . import (
     sequence,
     shaped,
     soft_bounds,
+    step_credit,
     supervised,
 )
 from .base import Parts, Recipe, Use, entry_of, names, recipe, register
