@@ -103,6 +103,7 @@ def tensor(
 ) -> Tensor:
     """Check one tensor argument; None in `shape` stands for any length. Shapes must be equal: nothing is broadcast."""
     if not isinstance(value, Tensor):
+        not_a_result(function, name, value)
         fail(function, name, "a torch.Tensor", f"{type(value).__name__} {describe(value)}", fix, error=TypeError)
     if shape is not None and not _fits(value, shape):
         fail(function, name, _expected(shape, dtypes), value, fix)
@@ -111,6 +112,23 @@ def tensor(
     if device is not None and value.device != device:
         fail(function, name, f"on {device}", f"{describe(value)} on {value.device}", "move it with .to(device)")
     return value
+
+
+def not_a_result(function: str, name: str, value: Any) -> None:
+    """Refuse a whole named result where one of its tensors belongs, and say which."""
+    fields = getattr(type(value), "_fields", ())
+    if fields and isinstance(value, tuple):
+        wanted = next((field for field in fields if name.endswith(field)), fields[0])
+        fail(function, name, f"one tensor of a {type(value).__name__}", "all of it", f"pass its .{wanted}", error=TypeError)
+
+
+def one_number_a_token(function: str, name: str, value: Any, shape: tuple[int, ...]) -> None:
+    """Refuse logits where log-probs belong: the tokens' shape (`shape`) and one dimension more."""
+    logits_like = isinstance(value, Tensor) and name.endswith("log_probs") and value.dim() == len(shape) + 1
+    if logits_like and tuple(value.shape[:-1]) == tuple(shape):
+        got = f"{describe(value)}, which has the shape of logits over {value.shape[-1]} entries"
+        fix = "pass logprob.token_log_probs(logits, token_ids).log_probs"
+        fail(function, name, f"{tuple(shape)} float, one number a token", got, fix)
 
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

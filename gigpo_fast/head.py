@@ -123,7 +123,7 @@ def row_scale(
 def token_ids_checked(
     function: str, token_ids: Tensor, leading: tuple[int, ...], device: torch.device, vocabulary: int, mask: Tensor | None
 ) -> Tensor:
-    """(N,) int64; under full validation every trained id must be in the vocabulary. Ids at untrained tokens may be anything."""
+    """(N,) int64; every trained id must be in the vocabulary, where values are checked. Ids at untrained tokens may be anything."""
     checks.tensor(
         function,
         "token_ids",
@@ -134,25 +134,31 @@ def token_ids_checked(
         fix="one id a token, already shifted to the logits that predict it",
     )
     flat = token_ids.reshape(-1).to(torch.int64)
-    if checks.values_wanted(flat, mask):
-        wrong = (flat < 0) | (flat >= vocabulary)
-        if mask is not None:
-            wrong &= mask.reshape(-1)
-        if bool(wrong.any()):
-            first = int(wrong.nonzero()[0])
-            checks.fail(
-                function,
-                "token_ids",
-                f"in 0 .. {vocabulary - 1} at every trained token",
-                f"{int(flat[first])} at flat position {first}",
-                "mask padding (-100 and the like) out, or check the tokenizer against the head",
-            )
+    if checks.values_wanted(flat, mask) and flat.numel():
+        kept = flat if mask is None else torch.where(mask.reshape(-1), flat, 0)
+        low, high = torch.aminmax(kept)
+        if low.item() < 0 or high.item() >= vocabulary:
+            _fail_token_id(function, kept.view(leading), vocabulary, masked=mask is not None)
     return flat
 
 
+def _fail_token_id(function: str, token_ids: Tensor, vocabulary: int, *, masked: bool) -> None:
+    wrong = (token_ids < 0) | (token_ids >= vocabulary)
+    first = wrong.nonzero()[0].tolist()
+    found = int(token_ids[tuple(first)])
+    if found >= 0:
+        fix = "check the tokenizer against the head"
+    elif masked:
+        fix = f"{found} is padding: take it out of the mask, mask & (token_ids != {found})"
+    else:
+        fix = f"{found} is padding: pass token_ids.clamp(min=0) and mask the results"
+    expected = f"in 0 .. {vocabulary - 1} at every {'trained ' if masked else ''}token"
+    checks.fail(function, "token_ids", expected, f"{found} at {first} ({int(wrong.sum())} in all)", fix)
+
+
 def check_hidden(function: str, hidden: Tensor, mask: Tensor) -> None:
-    """Under full validation hidden states (N, H) of trained tokens must be finite; what others hold does not matter."""
-    if not checks.values_wanted(hidden, mask):
+    """Hidden states (N, H) of trained tokens must be finite; what others hold does not matter."""
+    if not checks.values_wanted(hidden, mask) or hidden.detach().sum().isfinite().item():
         return
     wrong = ~torch.isfinite(hidden).all(-1) & mask.reshape(-1)
     if bool(wrong.any()):

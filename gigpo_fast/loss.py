@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checks
+from . import checks, values
 from .distributed import Denominator
 from .head import Head, check_hidden, ready_head, token_ids_checked
 from .main_grad import check_weight_grad_out, refuse_other_gradients
@@ -66,6 +66,8 @@ def policy_loss(
     fp32 (fp64 if log_probs is fp64). Raises on unequal shapes (nothing is broadcast), on a tensor an objective needs and
     lacks, and on one it would not read. Sources: see the blocks in `gigpo_fast.objective`.
     """
+    if isinstance(mask, Tensor):
+        checks.one_number_a_token("policy_loss", "log_probs", log_probs, tuple(mask.shape))
     checks.tensor("policy_loss", "log_probs", log_probs, dtypes=checks.FLOATS, fix="pass logprob.token_log_probs(...).log_probs")
     dtype = checks.compute_dtype(log_probs.dtype)
     tokens, denominator = ready_tokens(
@@ -81,7 +83,10 @@ def policy_loss(
         extras,
         sequence_ids,
         denominator,
+        densities=True,
     )
+    if checks.values_wanted(log_probs, mask):
+        values.check_log_probs("policy_loss", "log_probs", log_probs, mask, infinite=True, densities=True)
     if entropy is not None:
         checks.tensor(
             "policy_loss",

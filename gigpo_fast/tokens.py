@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from . import checks
+from . import checks, values
 from .distributed import Denominator
 from .objective import PolicyObjective, Scope, TokenBatch
+from .objective.penalty import ANCHORS
 from .sequences import sequences_of
 
 
@@ -22,8 +23,13 @@ def ready_tokens(
     extras: dict[str, Tensor] | None,
     sequence_ids: Tensor | None,
     denominator: float | Tensor | Denominator | None,
+    *,
+    densities: bool = False,
 ) -> tuple[TokenBatch, Tensor]:
-    """A TokenBatch of the caller's shape (its log_probs still to come) and the denominator as a 0-dim tensor."""
+    """A TokenBatch of the caller's shape (its log_probs still to come) and the denominator as a 0-dim tensor.
+
+    `densities`: log-probs may be of something else than tokens, and exceed 0.
+    """
     if not isinstance(objective, PolicyObjective):
         checks.fail(
             function, "objective", "a PolicyObjective", objective, 'compose one, or take recipes.recipe("gigpo").objective', error=TypeError
@@ -33,6 +39,7 @@ def ready_tokens(
     def ready(name: str, value: Tensor | None, fix: str) -> Tensor | None:
         if value is None:
             return None
+        checks.one_number_a_token(function, name, value, shape)
         return checks.tensor(function, name, value, shape=shape, dtypes=checks.FLOATS, device=device, fix=fix).detach().to(dtype)
 
     advantages = ready(
@@ -51,14 +58,12 @@ def ready_tokens(
             "score the batch with the reference policy",
         )
     if not objective.needs_reference and ref_log_probs is not None:
-        checks.fail(
-            function,
-            "ref_log_probs",
-            "None for an objective without a divergence",
-            ref_log_probs,
-            "add divergence=KLPenalty(...) to the objective, or leave it out: it would not be read",
-        )
-    _check_values(function, mask, {"advantages": advantages, "old_log_probs": old_log_probs, "ref_log_probs": ref_log_probs})
+        _refuse_reference(function, objective, ref_log_probs)
+    if checks.values_wanted(mask, advantages, old_log_probs, ref_log_probs):
+        values.check_finite(function, "advantages", advantages, mask)
+        for name, value in {"old_log_probs": old_log_probs, "ref_log_probs": ref_log_probs}.items():
+            if value is not None:
+                values.check_log_probs(function, name, value, mask, infinite=False, densities=densities)
     counted = denominator if isinstance(denominator, Denominator) else Denominator(1.0)
     if counted.sequence_group and objective.scope == Scope.BATCH:
         checks.fail(
@@ -78,8 +83,22 @@ def ready_tokens(
     )
     total = _total(function, denominator, objective, mask, sequences, dtype)
     weights = objective.aggregation.weights(mask, sequences, dtype) / total
-    ready_extras = _ready_extras(function, objective, shape, device, dtype, mask, extras)
+    ready_extras = _ready_extras(function, objective, shape, device, dtype, mask, extras, densities)
     return TokenBatch(advantages, None, advantages, old_log_probs, ref_log_probs, weights, sequences, ready_extras, mask), total
+
+
+def _refuse_reference(function: str, objective: PolicyObjective, ref_log_probs: Tensor) -> None:
+    anchors = [penalty.anchor for penalty in objective.penalties]
+    if not anchors:
+        fix = "add divergence=KLPenalty(...) to the objective, or leave it out: it would not be read"
+        checks.fail(function, "ref_log_probs", "None for an objective without a divergence", ref_log_probs, fix)
+    name = ANCHORS.get(anchors[0])
+    expected = f'None where the divergence is from anchor="{anchors[0]}"'
+    if name is None:
+        fix = "leave it out: the divergence is from old_log_probs"
+    else:
+        fix = f"pass the {anchors[0]}'s log-probs as extras={{{name!r}: ...}}"
+    checks.fail(function, "ref_log_probs", expected, ref_log_probs, fix)
 
 
 def _total(function, denominator, objective, mask, sequences, dtype) -> Tensor:
@@ -98,7 +117,7 @@ def _total(function, denominator, objective, mask, sequences, dtype) -> Tensor:
     return torch.full((), value, dtype=dtype, device=mask.device)
 
 
-def _ready_extras(function, objective, shape, device, dtype, mask, extras) -> dict[str, Tensor]:
+def _ready_extras(function, objective, shape, device, dtype, mask, extras, densities) -> dict[str, Tensor]:
     extras = extras or {}
     wanted = set(objective.reads)
     if set(extras) != wanted:
@@ -116,31 +135,21 @@ def _ready_extras(function, objective, shape, device, dtype, mask, extras) -> di
         dtypes = (torch.int64,) if labels else (*checks.FLOATS, torch.bool)
         checks.tensor(function, f"extras[{name!r}]", value, shape=shape, dtypes=dtypes, device=device, fix="one value a token")
         ready[name] = value.detach().to(dtype) if value.is_floating_point() else value.detach()
-    weights = ready.get("weights")
-    if weights is not None and checks.values_wanted(weights, mask):
-        trained = weights[mask]
-        if not bool((torch.isfinite(trained) & (trained >= 0)).all()):
-            checks.fail(
-                function,
-                "extras['weights']",
-                "finite and >= 0 at trained tokens",
-                f"minimum {float(trained.min())}",
-                "clip or mask them first",
-            )
+    for name, value in ready.items():
+        if value.is_floating_point() and checks.values_wanted(value, mask):
+            _check_extra(function, name, value, mask, densities)
     return ready
 
 
-def _check_values(function: str, mask: Tensor, tensors: dict[str, Tensor | None]) -> None:
-    if not checks.values_wanted(mask, *tensors.values()):
+def _check_extra(function: str, name: str, value: Tensor, mask: Tensor, densities: bool) -> None:
+    argument = f"extras[{name!r}]"
+    if name.endswith("log_probs"):  # a sampler or a teacher may rule a token out
+        values.check_log_probs(function, argument, value, mask, infinite=True, densities=densities)
         return
-    for name, value in tensors.items():
-        wrong = None if value is None else mask & ~torch.isfinite(value)
-        if wrong is not None and bool(wrong.any()):
-            first = wrong.nonzero()[0].tolist()
-            checks.fail(
-                function,
-                name,
-                "finite at trained tokens",
-                f"{float(value[tuple(first)])} at {first} ({int(wrong.sum())} in all)",
-                "mask such tokens out, or find where they come from",
-            )
+    if name != "weights":
+        values.check_not_nan(function, argument, value, mask)
+        return
+    low, high = values.value_range(value, mask)
+    if not 0 <= low <= high < float("inf"):
+        got = f"numbers from {low} to {high}"
+        checks.fail(function, argument, "finite and >= 0 at trained tokens", got, "clip or mask them first")

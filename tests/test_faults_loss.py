@@ -46,9 +46,9 @@ def test_F01_stale_tokens_do_not_overflow(ratio):
         assert out.metrics_as_floats()["ratio_clamped_fraction"] == 1.0
     unbounded = PolicyObjective(type(ratio)(log_ratio_clip=None))
     assert float(policy_loss(new, A, all_trained(A), old_log_probs=new.detach() - 100.0, objective=unbounded).loss) == INF
-    assert math.isnan(
-        float(policy_loss(one_row(NAN, -1.0), A, all_trained(A), old_log_probs=new.detach(), objective=PolicyObjective(ratio)).loss)
-    )
+    with gigpo_fast.validation("metadata"):
+        broken = policy_loss(one_row(NAN, -1.0), A, all_trained(A), old_log_probs=new.detach(), objective=PolicyObjective(ratio))
+    assert math.isnan(float(broken.loss))
 
 
 @pytest.mark.parametrize("garbage", [NAN, INF, -INF, 3e38, -3e38])
@@ -163,7 +163,10 @@ def test_F07_nothing_trained_is_loss_zero_attached_to_the_graph(objective, denom
 def test_F09_a_broken_loss_shows_in_the_metrics():
     b = make_batch((3, 4), trained=1.1)
     b.log_probs[1, 1] = NAN
-    found = run_policy(b, PLAIN).output.metrics_as_floats()
+    with pytest.raises(ValueError, match=r"policy_loss: log_probs must be free of NaN at trained tokens, got nan at \[1, 1\] \(1 in all\)"):
+        run_policy(b, PLAIN)
+    with gigpo_fast.validation("metadata"):
+        found = run_policy(b, PLAIN).output.metrics_as_floats()
     assert found["nonfinite_tokens"] == 1.0 and math.isnan(found["loss_sum"])
 
 
@@ -217,8 +220,10 @@ def test_F15_an_id_outside_the_vocabulary(wrong):
         "linear_policy_loss": lambda: linear_policy_loss(b.hidden, b.weight, b.token_ids, b.advantages, b.mask, objective=PLAIN),
     }
     for name, call in calls.items():
+        trained, padding = ("trained ", "take it out of the mask") if name == "linear_policy_loss" else ("", r"pass token_ids.clamp\(min=0\)")
+        fix = "check the tokenizer against the head" if wrong > 0 else f"{wrong} is padding: {padding}"
         with pytest.raises(
-            ValueError, match=f"{name}: token_ids must be in 0 .. 22 at every trained token, got {wrong} at flat position 6; mask padding"
+            ValueError, match=rf"{name}: token_ids must be in 0 .. 22 at every {trained}token, got {wrong} at \[1, 2\] \(1 in all\); {fix}"
         ):
             call()
         with gigpo_fast.validation("metadata"):

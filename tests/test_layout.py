@@ -25,6 +25,7 @@ LEVELS = {
     "reference": 0,
     "types": 1,
     "checks": 1,
+    "values": 1,
     "backend": 1,
     "metrics": 1,
     "collectives": 1,

@@ -51,6 +51,7 @@ def labels(function: str, name: str, value: Any, valid: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         checks.tensor(function, name, value, shape=tuple(valid.shape), dtypes=checks.INTEGERS, device=valid.device, fix=fix)
         return value.to(torch.int64)
+    checks.not_a_result(function, name, value)  # StateGroups, say
     if hasattr(value, "tolist"):  # a NumPy array, without importing NumPy
         value = value.tolist()
     if not isinstance(value, (list, tuple)):
