@@ -42,14 +42,14 @@ def test_claimed_cases_agree(folder, file, cases, count, excluded, capsys):
     assert worst_error(capsys, DATA / folder, file, cases, count, excluded) > 0
 
 
-def test_a_looser_tolerance_is_needed_twice():
-    """Terms of both signs nearly cancel in one draw of SAPO and one of VESPO; nothing else may lean on that."""
-    needed = {}
+def test_a_looser_tolerance_is_needed_at_most_twice():
+    """Terms of both signs nearly cancel in one draw of SAPO and one of VESPO; nothing else may lean on that, and how roundings fall is the machine's."""
+    needed = set()
     for folder, file, cases, *_ in CLAIMED[:10]:
         chosen = [case for case in read_cases(DATA / folder / f"{file}.json.gz", []) if re.search(cases, case.name)]
         for output, names in runner.run(chosen, runner.ADAPTERS[file]).looser.items():
-            needed[file, output] = names
-    assert needed == {("liger_linear_grpo", "loss"): ["vespo/token/0"], ("trl_policy_loss", "loss"): ["sapo/plain"]}
+            needed |= {(file, output, name) for name in names}
+    assert needed <= {("liger_linear_grpo", "loss", "vespo/token/0"), ("trl_policy_loss", "loss", "sapo/plain")}
 
 
 @pytest.mark.parametrize("folder, file, output", [

@@ -50,14 +50,17 @@ def test_the_command_runs_from_the_root():
 
 
 def test_only_the_listed_cases_need_a_looser_tolerance():
-    """One recorded case has groups of equal scores that float32 means of the peer make unequal; nothing else may lean on that."""
-    needed = {}
+    """Groups of equal scores that float32 means of the peer make unequal, and terms that nearly cancel; nothing else may lean on that."""
+    needed = set()
     for file, pattern, _ in CLAIMED:
         adapter = runner.ADAPTERS[file]
         if adapter.looser:
             cases = read_cases(ORACLES / f"{file}.json.gz", [pathlib.Path(folder) for folder in ROLLOUTS[1::2]])
-            needed |= runner.run([case for case in cases if re.search(pattern, case.name)], adapter).looser
-    assert needed == {"advantages": ["minigrid/mean_std_norm/1.0/0.5"], "loss": ["vespo/token/0"]}
+            looser = runner.run([case for case in cases if re.search(pattern, case.name)], adapter).looser
+            needed |= {(output, name) for output, names in looser.items() for name in names}
+    # Whether the second needs it is for the roundings of the machine to say.
+    assert ("advantages", "minigrid/mean_std_norm/1.0/0.5") in needed
+    assert needed <= {("advantages", "minigrid/mean_std_norm/1.0/0.5"), ("loss", "vespo/token/0")}
 
 
 def _copy(folder: pathlib.Path, file: str, change) -> None:
