@@ -2,6 +2,8 @@
 #
 #   make demo     train an agent with GRPO and with GiGPO on this machine; writes curves and numbers
 #   make test     the whole test suite
+#   make test-torch    the same without the compiled library, as on a machine without a compiler (slow tests left out)
+#   make test-matrix   a part of it in the oldest and newest versions of Python and torch that are at hand (5 GiB an environment)
 #   make test-frameworks   tests with trainers' real packages, each in an environment of its own (.venv-trl, .venv-verl)
 #   make bench    benchmarks against torch and other libraries on the CPU (ten to fifteen minutes); prints the ratios, writes bench/records
 #   make bench-gpu     on a GPU machine: every kernel proved right, then timed; writes bench/records
@@ -16,6 +18,7 @@
 #            TORCH_INDEX=URL        where pip finds torch, for example PyTorch's index of CPU wheels
 #            GIGPO_EXT=auto|off|cpu|cuda   which native libraries to build (auto: what can be built)
 #            PYTEST_ARGS='-k loss'  more arguments for pytest
+#            CELLS='floor newest'   some cells of test-matrix (python3 scripts/matrix.py --list)
 #            BENCH_ARGS='--steps timings'  arguments for bench-gpu
 #            DEMO_ARGS='--quick'    more arguments for examples/demo.py
 
@@ -24,13 +27,14 @@ TORCH       ?= torch==2.13.0
 TORCH_INDEX ?=
 GIGPO_EXT   ?= auto
 PYTEST_ARGS ?=
+CELLS       ?=
 export TORCH_INDEX GIGPO_EXT
 
 BIN          := .venv/bin
 PIP          := $(BIN)/python -m pip --disable-pip-version-check
 BUILD_INPUTS := setup.py pyproject.toml $(wildcard csrc/*)
 
-.PHONY: help demo test test-frameworks test-trl test-verl bench bench-gpu bench-plots doctor lint check-cuda clean
+.PHONY: help demo test test-torch test-matrix test-frameworks test-trl test-verl bench bench-gpu bench-plots doctor lint check-cuda clean
 .DELETE_ON_ERROR:
 
 help:
@@ -41,6 +45,16 @@ demo: .venv/.ready-demo
 
 test: .venv/.ready-test
 	$(BIN)/pytest -n auto $(PYTEST_ARGS)
+
+# In a copy of the tree, where nothing was compiled: what the tests start as processes of their own sees no library either.
+test-torch: .venv/.ready-test
+	$(BIN)/python scripts/tree.py build/without-library
+	cd build/without-library && PYTHONPATH="$$PWD" ../../$(BIN)/python -m gigpo_fast doctor --native
+	cd build/without-library && PYTHONPATH="$$PWD" ../../$(BIN)/pytest -n auto -m "not slow" $(PYTEST_ARGS)
+
+# Each cell makes its own environment, with the Python that it names.
+test-matrix:
+	$(PY) scripts/matrix.py $(CELLS)
 
 test-frameworks: test-trl test-verl
 

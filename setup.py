@@ -14,7 +14,11 @@ import sys
 import sysconfig
 import tempfile
 
-from setuptools import setup
+import setuptools
+
+# pip checks this only where it makes an environment of its own for the build.
+if int(setuptools.__version__.split(".")[0]) < 77:
+    raise SystemExit(f"setup.py: setuptools {setuptools.__version__} is too old, 77 or newer is needed: pip install 'setuptools>=77'")
 
 TORCH_TARGET = "0x020b000000000000"  # torch 2.11: one binary serves that version and every later one
 PYTHON_TARGET = "0x030A0000"  # CPython 3.10, as the abi3 tag below
@@ -102,6 +106,6 @@ if modules:
     from torch.utils.cpp_extension import BuildExtension
 
     # abi3: one wheel for every CPython from 3.10 on. Nothing imports the library as a module; torch loads it.
-    setup(ext_modules=modules, cmdclass={"build_ext": BuildExtension}, options={"bdist_wheel": {"py_limited_api": "cp310"}})
+    setuptools.setup(ext_modules=modules, cmdclass={"build_ext": BuildExtension}, options={"bdist_wheel": {"py_limited_api": "cp310"}})
 else:
-    setup()
+    setuptools.setup()

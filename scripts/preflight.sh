@@ -5,8 +5,8 @@ set -eu
 
 python=${1:?usage: preflight.sh PYTHON [FOLDER]}
 folder=${2:-.}
-cpu_gib=4   # measured: .venv with torch for CPU and what the tests need takes 2.2 GiB; pip unpacks beside it
-cuda_gib=12 # an allowance: torch with CUDA brings the libraries of the toolkit, several GiB packed and more unpacked
+cpu_gib=4  # measured: .venv with torch for CPU and what the tests need takes 2.2 GiB; pip unpacks beside it
+cuda_gib=8 # measured: torch with CUDA and the toolkit's libraries take 4.6 GiB in place of 0.7
 
 stop() { echo "preflight: $1" >&2; echo "     fix: $2" >&2; exit 1; }
 note() { echo "preflight: $1"; echo "    note: $2"; }
@@ -21,15 +21,20 @@ command -v "$python" >/dev/null 2>&1 ||
 cuda=no
 if [ -e /dev/nvidiactl ] || command -v nvidia-smi >/dev/null 2>&1; then cuda=yes; fi
 
-free_gib=$(df -Pk "$folder" | awk 'NR == 2 { print int($4 / 1048576) }')
+# On Linux pip's default index serves torch with CUDA, whether there is a GPU or not.
 need_gib=$cpu_gib
-if [ "$cuda" = yes ] && [ -z "${TORCH_INDEX:-}" ]; then need_gib=$cuda_gib; fi
+if [ -z "${TORCH_INDEX:-}" ] && [ "$(uname -s)" = Linux ]; then need_gib=$cuda_gib; fi
+free_gib=$(df -Pk "$folder" | awk 'NR == 2 { print int($4 / 1048576) }')
 if [ "$free_gib" -lt "$need_gib" ]; then
-    stop "$free_gib GiB free here, $need_gib GiB needed for .venv" "free some space, or clone the repository on a larger disk"
+    fix="free some space, or clone the repository on a larger disk"
+    if [ "$need_gib" = "$cuda_gib" ]; then
+        fix="$fix; torch for CPU alone needs $cpu_gib: give the address of PyTorch's CPU wheel index: make test TORCH_INDEX=..."
+    fi
+    stop "$free_gib GiB free here, $need_gib GiB needed for .venv" "$fix"
 fi
 
-if [ "$cuda" = no ] && [ -z "${TORCH_INDEX:-}" ] && [ "$(uname -s)" = Linux ]; then
-    note "no NVIDIA GPU is visible" "pip's default index may serve a CUDA build of torch ($cuda_gib GiB on disk; $free_gib GiB are free). It works on a CPU too;
+if [ "$cuda" = no ] && [ "$need_gib" = "$cuda_gib" ]; then
+    note "no NVIDIA GPU is visible" "pip's default index may serve a CUDA build of torch (5 GiB on disk; $free_gib GiB are free). It works on a CPU too;
           for the small one (1 GiB) give the address of PyTorch's CPU wheel index: make test TORCH_INDEX=..."
 fi
 

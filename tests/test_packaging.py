@@ -167,6 +167,18 @@ def test_a_native_library_that_was_asked_for_is_not_left_out(environment, messag
     assert message in ran.stderr
 
 
+@pytest.mark.parametrize("version, enough", [("65.5.0", False), ("76.1", False), ("77.0.3", True), ("84.0.1.post2", True)])
+def test_an_old_setuptools_gets_one_line(tmp_path, version, enough):
+    """A build without isolation takes what is there; older ones cannot read the license in pyproject.toml, and say so in forty lines."""
+    (tmp_path / "setuptools.py").write_text(f"__version__ = {version!r}\ndef setup(**keywords): print('set up')\n")
+    ran = _python(RUN_SETUP, paths=(tmp_path,), GIGPO_EXT="off")
+    if enough:
+        assert ran.returncode == 0 and ran.stdout.split() == ["set", "up"], ran.stderr
+    else:
+        line = f"setup.py: setuptools {version} is too old, 77 or newer is needed: pip install 'setuptools>=77'"
+        assert ran.returncode == 1 and ran.stderr.splitlines() == [line]
+
+
 def test_auto_without_a_compiler_says_why():
     ran = _python(RUN_SETUP, GIGPO_EXT="auto", CXX="no-such-compiler")
     assert ran.returncode == 0, ran.stderr

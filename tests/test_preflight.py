@@ -59,6 +59,18 @@ def test_full_disk(tmp_path):
     assert re.search(r"1 GiB free here, \d+ GiB needed", ran.stderr) and "free some space" in ran.stderr
 
 
+@pytest.mark.parametrize("system, index, enough", [("Linux", "", 8), ("Linux", "https://index", 4), ("Darwin", "", 4)])
+def test_disk_for_the_torch_that_pip_would_serve(tmp_path, system, index, enough):
+    """With CUDA on Linux unless an index is given, with or without a GPU; the advice asks for less."""
+    _script(tmp_path, "uname", f"echo {system}")
+    for free, code in ((enough, 0), (enough - 1, 1)):
+        _script(tmp_path, "df", f"printf 'h\\n/dev/x 1 1 {free << 20} 1%% /\\n'")
+        ran = _preflight(sys.executable, tmp_path, TORCH_INDEX=index)
+        assert ran.returncode == code, ran.stderr
+    assert f"{enough - 1} GiB free here, {enough} GiB needed" in ran.stderr
+    assert ("torch for CPU alone needs 4: " in ran.stderr and "make test TORCH_INDEX=" in ran.stderr) == (enough == 8)
+
+
 def test_a_missing_compiler_is_a_note(tmp_path):
     _script(tmp_path, "df", "printf 'h\\n/dev/x 1 1 99000000 1%% /\\n'")
     ran = _preflight(sys.executable, tmp_path, CXX="no-such-compiler")
@@ -70,7 +82,7 @@ def test_a_missing_compiler_is_a_note(tmp_path):
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_every_target_sets_itself_up():
     """What `make TARGET` would do in a clone without .venv: the preflight first, then venv, torch, the package, the work."""
-    work_of = {"demo": "examples/demo.py", "test": "pytest -n auto", "bench": "pytest bench", "doctor": "doctor --selftest"}
+    work_of = {"demo": "examples/demo.py", "test": "pytest -n auto", "test-torch": 'pytest -n auto -m "not slow"', "bench": "pytest bench", "doctor": "doctor --selftest"}
     # a surrounding `make test TORCH=...` hands its variables down
     env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "TORCH", "PYTEST_ARGS")}
     for target, work in work_of.items():
@@ -82,4 +94,4 @@ def test_every_target_sets_itself_up():
 
 
 def _extra(target: str) -> str:
-    return "triton" if target == "doctor" else target
+    return {"doctor": "triton", "test-torch": "test"}.get(target, target)
