@@ -6,6 +6,8 @@ costs no wait, which is on a CPU; on other devices under full validation only.
 
 import contextlib
 import contextvars
+import numbers
+import operator
 import os
 from typing import Any, NoReturn
 
@@ -157,8 +159,29 @@ def mask(
     return tensor(function, name, value, shape=shape, device=device, fix="build it from the tokens that are trained, one bool a token")
 
 
+def real(value: Any) -> float | None:
+    """The real number that `value` is, as a float (ints, NumPy scalars, fractions); None for booleans, texts, NaN, tensors and the rest."""
+    if isinstance(value, bool) or not (isinstance(value, (int, float)) or isinstance(value, numbers.Real)):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:  # an int beyond float64
+        return None
+    return found if found == found else None
+
+
+def whole(value: Any) -> int | None:
+    """The integer that `value` is (NumPy's included), as an int; None for booleans, floats, texts, tensors and the rest."""
+    if isinstance(value, (bool, Tensor)):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
 def number(function: str, name: str, value: Any, *, above: float | None = None, at_least: float | None = None, fix: str) -> float:
-    """Check a finite Python number with a lower bound."""
+    """Check a finite real number (Python's or NumPy's) with a lower bound, and return it as a float."""
     bound = (
         f"a finite number > {above}"
         if above is not None
@@ -166,11 +189,13 @@ def number(function: str, name: str, value: Any, *, above: float | None = None, 
         if at_least is not None
         else "a finite number"
     )
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        fail(function, name, bound, value, fix, error=TypeError)
-    if not (float("-inf") < value < float("inf")) or (above is not None and value <= above) or (at_least is not None and value < at_least):
+    found = real(value)
+    if found is None:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)  # NaN, or an int beyond float64
+        fail(function, name, bound, value, fix, error=ValueError if is_number else TypeError)
+    if not (float("-inf") < found < float("inf")) or (above is not None and found <= above) or (at_least is not None and found < at_least):
         fail(function, name, bound, value, fix)
-    return float(value)
+    return found
 
 
 def _fits(value: Tensor, shape: tuple[int | None, ...]) -> bool:

@@ -123,9 +123,9 @@ class Odd(Aggregation):
     (lambda: RatioGuard(log_ratio_clip=0.0), "RatioGuard: log_ratio_clip must be a number > 0, got 0.0"),
     (lambda: PolicyObjective(divergence=(KLPenalty(0.1), K3())), "PolicyObjective: divergence must be a KLPenalty block, got K3"),
     (lambda: PolicyObjective(entropy_bonus=KLPenalty(0.1)), "PolicyObjective: entropy_bonus must be a EntropyTerm block, got KLPenalty"),
-    (lambda: Linear(0.0, 1.0, 0), "Linear: steps must be > 0, got 0; it is the step at which `end` is reached"),
+    (lambda: Linear(0.0, 1.0, 0), "Linear: steps must be a number > 0, got 0; it is the step at which `end` is reached"),
     (lambda: Piecewise(((5, 1.0), (5, 2.0))), r"Piecewise: points must be \(step, value\) pairs in increasing steps, got"),
-    (lambda: StepAnneal(1.0, 0.1, 0.0, every=0), "StepAnneal: every must be > 0, got 0; 1 lowers the value at each step"),
+    (lambda: StepAnneal(1.0, 0.1, 0.0, every=0), "StepAnneal: every must be an int >= 1, got 0; 1 lowers the value at each step"),
 ])  # fmt: skip
 def test_wrong_settings_are_refused(make, message):
     with pytest.raises((ValueError, TypeError), match=message):

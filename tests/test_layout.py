@@ -26,6 +26,7 @@ LEVELS = {
     "types": 1,
     "checks": 1,
     "values": 1,
+    "settings": 1,
     "backend": 1,
     "metrics": 1,
     "collectives": 1,

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..settings import number
 from .batch import Sequences
 from .block import Block
 
@@ -84,14 +85,11 @@ class SequenceMeanTokenSumNorm(_SequenceMean):
     `length` is the longest response that can occur, not the padded width of a batch, which changes from batch to batch.
     """
 
-    length: float
+    length: float = number(above=0, fix="pass the maximum response length")
 
     def __post_init__(self) -> None:
-        if isinstance(self.length, bool) or not isinstance(self.length, (int, float)) or not 0 < self.length < float("inf"):
-            raise ValueError(
-                f"SequenceMeanTokenSumNorm: length must be a finite number > 0, got {self.length!r}; pass the maximum response length"
-            )
-        object.__setattr__(self, "length", float(self.length))
+        if self.length == float("inf"):
+            raise ValueError("SequenceMeanTokenSumNorm: length must be a finite number > 0, got inf; pass the maximum response length")
 
     def weights(self, mask: Tensor, sequences: Sequences | None, dtype: torch.dtype) -> Tensor:
         return torch.ones_like(mask, dtype=dtype) / self.length

@@ -5,8 +5,9 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from ..settings import number
 from .batch import TokenBatch
-from .block import Scope, check_number
+from .block import Scope
 from .weighting import Weighting
 
 
@@ -22,7 +23,6 @@ class OffPolicySequenceMask(Weighting):
     old: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "threshold", check_number("OffPolicySequenceMask", "threshold", self.threshold))
         for name, value in {"scope": Scope.SEQUENCE, "needs_sequences": True, "reads": () if self.old else ("rollout_log_probs",)}.items():
             object.__setattr__(self, name, value)
 
@@ -40,13 +40,11 @@ class SecondMoment(Weighting):
     smallest squared log-ratio that is dropped, may be given from outside; otherwise it is found among this call's tokens.
     """
 
-    threshold: float = 0.04
+    threshold: float = number(0.04, above=0)
     old: bool = False
-    cutoff: float | None = None
+    cutoff: float | None = number(None, low=0)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "threshold", check_number("SecondMoment", "threshold", self.threshold, above=0))
-        object.__setattr__(self, "cutoff", check_number("SecondMoment", "cutoff", self.cutoff, low=0, none=True))
         object.__setattr__(self, "scope", Scope.BATCH if self.cutoff is None else Scope.TOKEN)
         object.__setattr__(self, "reads", () if self.old else ("rollout_log_probs",))
 
@@ -70,14 +68,11 @@ class RatioGuard(Weighting):
     `mean` gives the mean ratio from outside. Log-ratios are clamped to +-log_ratio_clip before exp.
     """
 
-    threshold: float = 10.0
-    log_ratio_clip: float = 20.0
-    mean: float | None = None
+    threshold: float = number(10.0, above=0)
+    log_ratio_clip: float = number(20.0, above=0)
+    mean: float | None = number(None, low=0)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "threshold", check_number("RatioGuard", "threshold", self.threshold, above=0))
-        object.__setattr__(self, "log_ratio_clip", check_number("RatioGuard", "log_ratio_clip", self.log_ratio_clip, above=0))
-        object.__setattr__(self, "mean", check_number("RatioGuard", "mean", self.mean, low=0, none=True))
         object.__setattr__(self, "scope", Scope.BATCH if self.mean is None else Scope.TOKEN)
 
     def factor(self, batch: TokenBatch) -> Tensor:

@@ -9,9 +9,10 @@ import ast
 import dataclasses
 import enum
 import importlib
-import math
 from collections.abc import Iterable
 from typing import Any, ClassVar
+
+from ..settings import Settings
 
 _classes: dict[str, type["Block"]] = {}
 
@@ -24,8 +25,12 @@ class Scope(enum.IntEnum):
     BATCH = 2
 
 
-class Block:
-    """Base of all blocks. Subclasses are `@dataclasses.dataclass(frozen=True)` and hold numbers, booleans, None or blocks."""
+class Block(Settings):
+    """Base of all blocks. Subclasses are `@dataclasses.dataclass(frozen=True)` and hold numbers, booleans, None or blocks.
+
+    A field that is annotated as a float holds one, whatever number it is given: `sharpness: float = 5.0`. One with bounds is
+    `sharpness: float = number(5.0, above=0)`.
+    """
 
     scope: ClassVar[Scope] = Scope.TOKEN
     known_on_policy: ClassVar[bool] = False  # where every ratio is exactly 1, its share of dL/dratio needs no log-prob
@@ -59,21 +64,6 @@ def declare(block: Block, parts: Iterable[Block | None], **own: Any) -> None:
     }
     for name, value in {**found, **own}.items():
         object.__setattr__(block, name, value)
-
-
-def check_number(
-    block: str, name: str, value: Any, *, low: float = -math.inf, high: float = math.inf, above: float | None = None, none: bool = False
-) -> float | None:
-    """`value` as a float, or ValueError unless it is a number in [low, high] (above `above`, if given), or None where `none` allows it."""
-    if none and value is None:
-        return None
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
-    if not number or (above is not None and not value > above):
-        least = f"> {above}" if above is not None else f">= {low}"
-        bounds = [least] * (above is not None or low > -math.inf) + [f"<= {high}"] * (high < math.inf)
-        wanted = " ".join(["a number", " and ".join(bounds)]).rstrip() + (" or None" if none else "")
-        raise ValueError(f"{block}: {name} must be {wanted}, got {value!r}")
-    return float(value)
 
 
 def write(value: Any, numbers: list[float]) -> str:

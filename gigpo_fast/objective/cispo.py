@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..settings import number
 from .batch import TokenBatch
-from .block import check_number
 from .surrogate import Clipped, Surrogate
 
 
@@ -19,15 +19,11 @@ class CISPO(Surrogate):
     paper's unified form). verl, slime, NeMo-RL and ROLL bound at 1 - low and 1 + high; for an absolute bound see CISPOAbsolute.
     """
 
-    low: float | None = 0.2
-    high: float = 0.28
+    low: float | None = number(0.2, low=0, high=1)
+    high: float = number(0.28, low=0)
     unified_mask: bool = False
     zero_at_zero_advantage: ClassVar[bool] = True
     known_on_policy: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "low", check_number("CISPO", "low", self.low, low=0, high=1, none=True))
-        object.__setattr__(self, "high", check_number("CISPO", "high", self.high, low=0))
 
     def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
         ratio = torch.exp(log_ratio.detach())
@@ -50,12 +46,9 @@ class CISPOAbsolute(Surrogate):
     CISPOAbsolute(1.0) is the policy gradient with importance weights truncated at 1 (ROLL's "tis").
     """
 
-    maximum: float = 5.0
+    maximum: float = number(5.0, above=0)
     zero_at_zero_advantage: ClassVar[bool] = True
     known_on_policy: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "maximum", check_number("CISPOAbsolute", "maximum", self.maximum, above=0))
 
     def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
         return -torch.exp(log_ratio.detach()).clamp(max=self.maximum) * batch.advantages * batch.log_probs

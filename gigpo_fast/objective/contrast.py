@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from ..segments import dense_labels, segment_max
+from ..settings import number
 from .batch import TokenBatch
-from .block import Scope, check_number
+from .block import Scope
 from .surrogate import Surrogate
 
 
@@ -23,14 +24,11 @@ class GroupContrast(Surrogate):
     The released code of the log-mean-exp has the right gradient and another value; this is the value.
     """
 
-    temperature: float | None = None
+    temperature: float | None = number(None, above=0)
     ratio_score: bool = False
     reads: ClassVar[tuple[str, ...]] = ("group_ids", "correct")
     scope: ClassVar[Scope] = Scope.BATCH
     needs_sequences: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "temperature", check_number("GroupContrast", "temperature", self.temperature, above=0, none=True))
 
     def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
         groups, right = batch.extras["group_ids"], batch.extras["correct"] > 0

@@ -9,6 +9,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from ..settings import number
 from .block import Block
 
 
@@ -24,7 +25,7 @@ class Estimator(Block):
 class K1(Estimator):
     """x: unbiased, can be negative; its gradient alone has expectation 0. x is clamped to +-input_clip, if given."""
 
-    input_clip: float | None = None
+    input_clip: float | None = number(None, above=0)
 
     def value(self, log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
         x = log_probs - ref_log_probs
@@ -43,7 +44,7 @@ class AbsoluteKL(Estimator):
 class K2(Estimator):
     """x^2 / 2: biased, its gradient is that of the true divergence on-policy. x is clamped to +-input_clip, if given."""
 
-    input_clip: float | None = None
+    input_clip: float | None = number(None, above=0)
 
     def value(self, log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
         x = log_probs - ref_log_probs
@@ -57,8 +58,8 @@ class K3(Estimator):
     -x is clamped to +-input_clip before exp and the value to output_clip after; a clamped token has zero gradient.
     """
 
-    input_clip: float | None = 20.0
-    output_clip: float | None = None
+    input_clip: float | None = number(20.0, above=0)
+    output_clip: float | None = number(None, above=0)
 
     def value(self, log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
         difference = ref_log_probs - log_probs

@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..settings import number
 from .batch import TokenBatch
-from .block import check_number
 from .divergence import BinaryKL
 from .surrogate import Clipped, Surrogate
 
@@ -19,12 +19,6 @@ class _Gated(Surrogate):
     score_function: bool
     zero_at_zero_advantage: ClassVar[bool] = True
     known_on_policy: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        name = type(self).__name__
-        for bound in ("low", "high"):
-            object.__setattr__(self, bound, check_number(name, bound, getattr(self, bound), low=0))
-        object.__setattr__(self, "maximum", check_number(name, "maximum", self.maximum, above=0, none=True))
 
     def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
         low, high = self._outside(batch)
@@ -50,9 +44,9 @@ class DPPOTV(_Gated):
     With `score_function` False the gradient goes through the ratio: L = -A min(rho, maximum) (prime-rl). p = exp(log_prob).
     """
 
-    low: float = 0.2
-    high: float = 0.2
-    maximum: float | None = 20.0
+    low: float = number(0.2, low=0)
+    high: float = number(0.2, low=0)
+    maximum: float | None = number(20.0, above=0)
     score_function: bool = True
 
     def _outside(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
@@ -64,9 +58,9 @@ class DPPOTV(_Gated):
 class DPPOKL(_Gated):
     """DPPOTV with KL(p_old || p) of "this token" and "any other" for a distance: 0 where p rose (A > 0) or fell (else) beyond the bound."""
 
-    low: float = 0.05
-    high: float = 0.05
-    maximum: float | None = 20.0
+    low: float = number(0.05, low=0)
+    high: float = number(0.05, low=0)
+    maximum: float | None = number(20.0, above=0)
     score_function: bool = True
 
     def _outside(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:

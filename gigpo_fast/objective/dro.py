@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ..settings import number
 from .batch import TokenBatch
-from .block import check_number
 from .surrogate import Surrogate
 
 
@@ -17,11 +17,8 @@ class DRO(Surrogate):
     The ratio block's log-ratio is what is squared, so TokenRatio(None) leaves it unbounded. Not zero at zero advantage off-policy.
     """
 
-    beta: float
+    beta: float = number(above=0)
     known_on_policy: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "beta", check_number("DRO", "beta", self.beta, above=0))
 
     def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
         return -batch.advantages * batch.log_probs + 0.5 * self.beta * log_ratio.square()
@@ -31,11 +28,8 @@ class DRO(Surrogate):
 class Kimi15(Surrogate):
     """L = -A log_prob + tau / 2 (log_prob - old_log_prob)^2: Kimi k1.5 (arXiv 2501.12599; A the centred reward, tau 0.1 in ROLL)."""
 
-    tau: float = 0.1
+    tau: float = number(0.1, above=0)
     known_on_policy: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "tau", check_number("Kimi15", "tau", self.tau, above=0))
 
     def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
         return -batch.advantages * batch.log_probs + 0.5 * self.tau * log_ratio.square()

@@ -6,8 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..settings import number
 from .batch import TokenBatch
-from .block import Block, Scope, check_number
+from .block import Block, Scope
 
 
 class EntropyTerm(Block):
@@ -25,12 +26,7 @@ class EntropyTerm(Block):
 class EntropyBonus(EntropyTerm):
     """Subtracts coefficient * entropy from each trained token's loss. A negative coefficient penalises entropy."""
 
-    coefficient: float
-
-    def __post_init__(self) -> None:
-        if isinstance(self.coefficient, bool) or not isinstance(self.coefficient, (int, float)):
-            raise TypeError(f"EntropyBonus: coefficient must be a number, got {self.coefficient!r}; 0.001 is a usual value")
-        object.__setattr__(self, "coefficient", float(self.coefficient))
+    coefficient: float = number(fix="0.001 is a usual value")
 
     def loss(self, batch: TokenBatch) -> Tensor:
         """(n,) what the bonus adds to the loss."""
@@ -45,14 +41,11 @@ class EntropyTarget(EntropyTerm):
     a token mean, sign(mean H - target) (H_t - target) is that value with its gradient.
     """
 
-    coefficient: float
+    coefficient: float = number(low=0)
     target: float
     mean: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "coefficient", check_number("EntropyTarget", "coefficient", self.coefficient, low=0))
-        object.__setattr__(self, "target", check_number("EntropyTarget", "target", self.target))
-        object.__setattr__(self, "mean", check_number("EntropyTarget", "mean", self.mean, none=True))
         if self.mean is None:
             object.__setattr__(self, "scope", Scope.BATCH)
             object.__setattr__(self, "known_on_policy", False)

@@ -6,8 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..settings import number
 from .batch import TokenBatch
-from .block import Scope, check_number
+from .block import Scope
 from .surrogate import Clipped, Surrogate
 
 
@@ -19,16 +20,12 @@ class GMPO(Surrogate):
     max(log rho, -low) for A < 0. The ratio block must be one of tokens (TokenRatio); the mean is taken here.
     """
 
-    low: float = 0.4
-    high: float = 0.4
+    low: float = number(0.4, low=0)
+    high: float = number(0.4, low=0)
     scope: ClassVar[Scope] = Scope.SEQUENCE
     needs_sequences: ClassVar[bool] = True
     zero_at_zero_advantage: ClassVar[bool] = True
     known_on_policy: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        for name in ("low", "high"):
-            object.__setattr__(self, name, check_number("GMPO", name, getattr(self, name), low=0))
 
     def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
         sign = torch.sign(batch.advantages)

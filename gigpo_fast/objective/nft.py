@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..settings import number
 from .batch import TokenBatch
-from .block import check_number
 from .surrogate import Surrogate
 
 
@@ -21,17 +21,15 @@ class NFT(Surrogate):
     [.02, .98]); advantages are not read. The authors' ratio is TokenRatio((-inf, 10.0)), summed over tokens and divided by 1000.
     """
 
-    negative_weight: float = 1.0
-    floor_positive: float = 0.0
-    floor_negative: float = 1.0
+    negative_weight: float = number(1.0, low=0)
+    floor_positive: float = number(0.0, low=0)
+    floor_negative: float = number(1.0, low=0)
     normalize: int = 1
     reads: ClassVar[tuple[str, ...]] = ("correct", "correct_rate")
     known_on_policy: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name in ("negative_weight", "floor_positive", "floor_negative"):
-            object.__setattr__(self, name, check_number("NFT", name, getattr(self, name), low=0))
-        if self.normalize not in (0, 1, 2) or isinstance(self.normalize, bool):
+        if self.normalize not in (0, 1, 2):
             raise ValueError(f"NFT: normalize must be 0, 1 or 2, got {self.normalize!r}; 1 is the authors' choice")
 
     def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..settings import number
 from .batch import TokenBatch
-from .block import check_number
 from .surrogate import Surrogate
 
 
@@ -25,13 +25,9 @@ class NegativeLogLikelihood(Surrogate):
 class AdvantageWeightedNLL(Surrogate):
     """L = -min(exp(A / temperature), maximum) log_prob: advantage-weighted regression (arXiv 1910.00177)."""
 
-    temperature: float = 1.0
-    maximum: float | None = None
+    temperature: float = number(1.0, above=0)
+    maximum: float | None = number(None, above=0)
     known_on_policy: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "temperature", check_number("AdvantageWeightedNLL", "temperature", self.temperature, above=0))
-        object.__setattr__(self, "maximum", check_number("AdvantageWeightedNLL", "maximum", self.maximum, above=0, none=True))
 
     def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
         weight = torch.exp(batch.advantages / self.temperature)

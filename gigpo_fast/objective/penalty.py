@@ -5,9 +5,10 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from ..settings import number
 from .aggregation import Aggregation, TokenMean, TokenSum
 from .batch import TokenBatch
-from .block import Block, Scope, check_number, declare
+from .block import Block, Scope, declare
 from .divergence import K1, K3, Estimator, Reversed
 from .ratio import Bound, Ratio
 from .weighting import Weighting
@@ -69,7 +70,6 @@ class Penalty(Block):
             raise ValueError(f"{name}: denominator must be None without an aggregation, got {self.denominator!r}; it would not be read")
         if self.aggregation is not None and self.denominator is None and self.aggregation.counts not in ("tokens", "sequences", "nothing"):
             raise ValueError(f"{name}: denominator must be given for the aggregation {self.aggregation!r}, got None")
-        object.__setattr__(self, "denominator", check_number(name, "denominator", self.denominator, above=0, none=True))
         extra = ANCHORS[self.anchor]
         counts = self.aggregation is not None and self.denominator is None and not isinstance(self.aggregation, TokenSum)
         parts = [part for part in (*parts, self.aggregation) if part is not None]
@@ -99,31 +99,28 @@ class KLPenalty(Penalty):
     `weighting` is a factor of the penalty alone; `aggregation` and `denominator` are its own (see token_weights).
     """
 
-    coefficient: float
+    coefficient: float = number(low=0, fix="GiGPO uses 0.01")
     estimator: Estimator = K3()
     importance_weighted: bool | Ratio = False
     own_mask: bool = False
     anchor: str = "ref"
     weighting: Weighting | None = None
     aggregation: Aggregation | None = None
-    denominator: float | None = None
+    denominator: float | None = number(None, above=0)
     clip: Bound = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.coefficient, (int, float)) or not self.coefficient >= 0:
-            raise ValueError(f"KLPenalty: coefficient must be a number >= 0, got {self.coefficient!r}; GiGPO uses 0.01")
         if not isinstance(self.importance_weighted, (bool, Ratio)):
             raise TypeError(f"KLPenalty: importance_weighted must be a bool or a Ratio block, got {self.importance_weighted!r}")
         if self.weighting is not None and not isinstance(self.weighting, Weighting):
             raise TypeError(f"KLPenalty: weighting must be a Weighting block or None, got {self.weighting!r}; see gigpo_fast.objective")
-        object.__setattr__(self, "coefficient", float(self.coefficient))
         if self.clip is not None:
-            low, high = self.clip if isinstance(self.clip, tuple) else (-self.clip, self.clip)
-            if not low <= 0 < high:
+            ends = self.clip if isinstance(self.clip, tuple) else (-self.clip, self.clip)
+            if len(ends) != 2 or not ends[0] <= 0 < ends[1]:
                 raise ValueError(
                     f"KLPenalty: clip must be a number > 0, a (low, high) pair around 0 or None, got {self.clip!r}; 10.0 is usual"
                 )
-            object.__setattr__(self, "clip", (float(low), float(high)))
+            object.__setattr__(self, "clip", ends)
         ratio = self.importance_weighted if isinstance(self.importance_weighted, Ratio) else None
         own = {"known_on_policy": False} if self.importance_weighted or self.aggregation is not None else {}
         self._declare("KLPenalty", ratio, self.weighting, reads=("kl_mask",) if self.own_mask else (), **own)
@@ -151,18 +148,15 @@ class HingeKL(Penalty):
     trained tokens, or `mean` if given from outside. The default estimates KL(old || policy), as the paper has it.
     """
 
-    coefficient: float = 1000.0
+    coefficient: float = number(1000.0, low=0)
     threshold: float = 1e-4
     estimator: Estimator = Reversed(K1())
     anchor: str = "old"
     mean: float | None = None
     aggregation: Aggregation | None = TokenMean()
-    denominator: float | None = None
+    denominator: float | None = number(None, above=0)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "coefficient", check_number("HingeKL", "coefficient", self.coefficient, low=0))
-        object.__setattr__(self, "threshold", check_number("HingeKL", "threshold", self.threshold))
-        object.__setattr__(self, "mean", check_number("HingeKL", "mean", self.mean, none=True))
         scope = Scope.BATCH if self.mean is None else Scope.TOKEN
         self._declare("HingeKL", scope=scope, known_on_policy=False)
 

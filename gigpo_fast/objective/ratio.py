@@ -6,8 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..settings import number
 from .batch import TokenBatch
-from .block import Block, Scope, check_number
+from .block import Block, Scope
 
 Bound = float | tuple[float, float] | None
 
@@ -40,7 +41,8 @@ class Ratio(Block):
         return batch.log_ratio()
 
     def __post_init__(self) -> None:
-        low, high = self.bounds()
+        pair = not isinstance(self.log_ratio_clip, tuple) or len(self.log_ratio_clip) == 2
+        low, high = self.bounds() if pair else (0.0, 0.0)
         if not low <= 0 <= high or low == high:
             raise ValueError(
                 f"{type(self).__name__}: log_ratio_clip must be a positive number, a (low, high) pair around 0 or None, "
@@ -99,13 +101,9 @@ class SequenceProductRatio(Ratio):
     """
 
     log_ratio_clip: Bound = 20.0
-    token_clip: float | None = None
+    token_clip: float | None = number(None, above=0)
     scope: ClassVar[Scope] = Scope.SEQUENCE
     needs_sequences: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "token_clip", check_number("SequenceProductRatio", "token_clip", self.token_clip, above=0, none=True))
 
     def unclamped(self, batch: TokenBatch) -> Tensor:
         log_ratio = batch.log_ratio()

@@ -5,13 +5,13 @@ Both are log-probs of one policy, so their ratio is 1 but for numerics and stale
 """
 
 import dataclasses
-import math
 
 import torch
 from torch import Tensor
 
+from ..settings import number
 from .batch import TokenBatch
-from .block import check_number, declare
+from .block import declare
 from .divergence import Estimator
 from .levels import Level, TokenLevel
 from .weighting import Weighting
@@ -20,11 +20,9 @@ from .weighting import Weighting
 class _Rollout(Weighting):
     """What both have: a level, bounds, and whether the current policy or the old one is compared with the rollout's."""
 
-    def _check(self, name: str, parts: tuple, least: float) -> None:
+    def _check(self, name: str, parts: tuple) -> None:
         if not isinstance(self.level, Level):
             raise TypeError(f"{name}: level must be a Level block such as TokenLevel(), got {self.level!r}; see gigpo_fast.objective")
-        for bound in ("low", "high"):
-            object.__setattr__(self, bound, check_number(name, bound, getattr(self, bound), low=least, none=True))
         if self.low is None and self.high is None:
             raise ValueError(f"{name}: low or high must be given, got None for both; a usual upper bound is 2.0")
         if self.low is not None and self.high is not None and self.low > self.high:
@@ -52,16 +50,14 @@ class RolloutCorrection(_Rollout):
     """
 
     level: Level = TokenLevel()
-    low: float | None = None
-    high: float | None = 2.0
+    low: float | None = number(None, low=0)
+    high: float | None = number(2.0, low=0)
     truncate: bool = True
     current: bool = False
-    log_ratio_clip: float | None = 20.0
+    log_ratio_clip: float | None = number(20.0, above=0)
 
     def __post_init__(self) -> None:
-        clip = check_number("RolloutCorrection", "log_ratio_clip", self.log_ratio_clip, above=0, none=True)
-        object.__setattr__(self, "log_ratio_clip", clip)
-        self._check("RolloutCorrection", (self.level,), 0.0)
+        self._check("RolloutCorrection", (self.level,))
 
     def factor(self, batch: TokenBatch) -> Tensor:
         gap = self._policy(batch) - batch.extras["rollout_log_probs"]
@@ -89,7 +85,7 @@ class Rejection(_Rollout):
     def __post_init__(self) -> None:
         if self.estimator is not None and not isinstance(self.estimator, Estimator):
             raise TypeError(f"Rejection: estimator must be a divergence estimator such as K3() or None, got {self.estimator!r}")
-        self._check("Rejection", (self.level,), -math.inf)
+        self._check("Rejection", (self.level,))
 
     def factor(self, batch: TokenBatch) -> Tensor:
         policy, rollout = self._policy(batch), batch.extras["rollout_log_probs"]

@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .. import checks
+from ..settings import Settings, number
 from .block import Block
 from .policy import PolicyObjective
 
@@ -15,26 +17,22 @@ Schedule = Callable[[int], float]
 
 
 @dataclasses.dataclass(frozen=True)
-class Constant:
+class Constant(Settings):
     """value at every step."""
 
     value: float
 
     def __call__(self, step: int) -> float:
-        return float(self.value)
+        return self.value
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear:
+class Linear(Settings):
     """From `start` at step 0 to `end` at step `steps`, constant after."""
 
     start: float
     end: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        if not self.steps > 0:
-            raise ValueError(f"Linear: steps must be > 0, got {self.steps!r}; it is the step at which `end` is reached")
+    steps: float = number(above=0, fix="it is the step at which `end` is reached")
 
     def __call__(self, step: int) -> float:
         share = min(max(step / self.steps, 0.0), 1.0)
@@ -42,7 +40,7 @@ class Linear:
 
 
 @dataclasses.dataclass(frozen=True)
-class Piecewise:
+class Piecewise(Settings):
     """Straight lines through `points`, pairs (step, value) in increasing steps; constant before the first and after the last.
 
     OThink-MR1's coefficient (arXiv 2503.16081) is Piecewise(((0, middle), (w, least), (t, most))).
@@ -51,9 +49,14 @@ class Piecewise:
     points: tuple[tuple[float, float], ...]
 
     def __post_init__(self) -> None:
-        steps = [step for step, _ in self.points]
-        if not steps or any(a >= b for a, b in zip(steps, steps[1:])):
+        try:
+            points = tuple((checks.real(step), checks.real(value)) for step, value in self.points)
+        except (TypeError, ValueError):
+            points = ((None, None),)
+        steps = [step for step, _ in points]
+        if not steps or None in sum(points, ()) or any(a >= b for a, b in zip(steps, steps[1:])):
             raise ValueError(f"Piecewise: points must be (step, value) pairs in increasing steps, got {self.points!r}")
+        object.__setattr__(self, "points", points)
 
     def __call__(self, step: int) -> float:
         before = self.points[0]
@@ -67,17 +70,13 @@ class Piecewise:
 
 
 @dataclasses.dataclass(frozen=True)
-class StepAnneal:
+class StepAnneal(Settings):
     """max(start - decrement * (step // every), floor): KDRL's annealing (arXiv 2506.02208) lowers 5e-3 by 5e-5 a step to 1e-3."""
 
     start: float
     decrement: float
     floor: float
-    every: int = 1
-
-    def __post_init__(self) -> None:
-        if not self.every > 0:
-            raise ValueError(f"StepAnneal: every must be > 0, got {self.every!r}; 1 lowers the value at each step")
+    every: int = number(1, low=1, fix="1 lowers the value at each step")
 
     def __call__(self, step: int) -> float:
         return max(self.start - self.decrement * (step // self.every), self.floor)
@@ -103,7 +102,7 @@ def with_value(objective: PolicyObjective, path: str, value: float) -> PolicyObj
 
     Raises for a path that does not lead to a number. The structure stays as it was.
     """
-    found = _replaced(objective, path.split("."), float(value), path)
+    found = _replaced(objective, path.split("."), value, path)
     if found.structure != objective.structure:
         raise ValueError(
             f"with_value: {path!r} must name a number that is already there, or the structure changes; compose a new objective"

@@ -10,8 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..settings import number
 from .batch import TokenBatch
-from .block import Block, Scope, check_number
+from .block import Block, Scope
 from .token_masks import check_seed, uniform
 from .weighting import Weighting
 
@@ -24,14 +25,12 @@ class TopEntropy(Weighting):
     (the authors' code). `threshold` is the quantile from outside. The paper divides by the tokens kept: Normalized(TopEntropy(...)).
     """
 
-    fraction: float = 0.2
+    fraction: float = number(0.2, low=0, high=1)
     exact_count: bool = False
     threshold: float | None = None
     needs_entropy: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "fraction", check_number("TopEntropy", "fraction", self.fraction, low=0, high=1))
-        object.__setattr__(self, "threshold", check_number("TopEntropy", "threshold", self.threshold, none=True))
         if self.threshold is not None and self.exact_count:
             raise ValueError("TopEntropy: exact_count must be False with a threshold, got True; a threshold cannot count")
         object.__setattr__(self, "scope", Scope.BATCH if self.threshold is None else Scope.TOKEN)
@@ -56,10 +55,6 @@ class CovarianceStatistics(Block):
     mean_log_prob: float
     cutoff: float
 
-    def __post_init__(self) -> None:
-        for name in ("mean_advantage", "mean_log_prob", "cutoff"):
-            object.__setattr__(self, name, check_number("CovarianceStatistics", name, getattr(self, name)))
-
 
 class _Covariance(Weighting):
     statistics: CovarianceStatistics | None
@@ -71,7 +66,6 @@ class _Covariance(Weighting):
         return (batch.advantages - means[0]) * (log_probs - means[1])
 
     def _check(self, name: str) -> None:
-        object.__setattr__(self, "fraction", check_number(name, "fraction", self.fraction, low=0, high=1))
         if self.statistics is not None and not isinstance(self.statistics, CovarianceStatistics):
             raise TypeError(f"{name}: statistics must be a CovarianceStatistics block or None, got {self.statistics!r}")
         object.__setattr__(self, "scope", Scope.BATCH if self.statistics is None else Scope.TOKEN)
@@ -85,7 +79,7 @@ class CovarianceTop(_Covariance):
     fraction is 2e-3 (7B) or 2e-4 (32B), its coefficient 1.
     """
 
-    fraction: float = 2e-3
+    fraction: float = number(2e-3, low=0, high=1)
     statistics: CovarianceStatistics | None = None
 
     def __post_init__(self) -> None:
@@ -108,20 +102,17 @@ class CovarianceBand(_Covariance):
     of extras["token_keys"] and `seed` (see RandomFraction). The paper clips ratios to [0, 2]: clip_low = clip_high = 1.
     """
 
-    fraction: float = 2e-4
+    fraction: float = number(2e-4, low=0, high=1)
     low: float = 1.0
     high: float = 5.0
-    clip_low: float = 1.0
-    clip_high: float = 1.0
+    clip_low: float = number(1.0, low=0)
+    clip_high: float = number(1.0, low=0)
     seed: int = 0
     statistics: CovarianceStatistics | None = None
     reads: ClassVar[tuple[str, ...]] = ("token_keys",)
 
     def __post_init__(self) -> None:
         self._check("CovarianceBand")
-        for name in ("low", "high", "clip_low", "clip_high"):
-            least = 0 if name.startswith("clip") else float("-inf")
-            object.__setattr__(self, name, check_number("CovarianceBand", name, getattr(self, name), low=least))
         check_seed("CovarianceBand", self.seed)
 
     def factor(self, batch: TokenBatch) -> Tensor:

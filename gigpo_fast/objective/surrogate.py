@@ -6,6 +6,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ..settings import number
 from .batch import TokenBatch
 from .block import Block
 
@@ -39,20 +40,12 @@ class Clip(Surrogate):
     `ceiling` bounds the unclipped side, L = max(-min(rho, ceiling) A, ...): the two-sided `delta` of arXiv 2505.07291.
     """
 
-    low: float = 0.2
-    high: float = 0.2
-    dual: float | None = None
-    ceiling: float | None = None
+    low: float = number(0.2, low=0, high=1, fix="the usual value is 0.2")
+    high: float = number(0.2, low=0, fix="the usual value is 0.2")
+    dual: float | None = number(None, above=1, fix="the usual value is 3.0")
+    ceiling: float | None = number(None, above=0, fix="it bounds the ratio, for example 4.0")
     zero_at_zero_advantage: ClassVar[bool] = True
     known_on_policy: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.low <= 1 or not self.high >= 0:
-            raise ValueError(f"Clip: low must be in [0, 1] and high >= 0, got low={self.low!r}, high={self.high!r}; the usual value is 0.2")
-        if self.dual is not None and not self.dual > 1:
-            raise ValueError(f"Clip: dual must be > 1 or None, got {self.dual!r}; the usual value is 3.0")
-        if self.ceiling is not None and not self.ceiling > 0:
-            raise ValueError(f"Clip: ceiling must be > 0 or None, got {self.ceiling!r}; it bounds the ratio, for example 4.0")
 
     def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
         ratio, advantages = torch.exp(log_ratio), batch.advantages

@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..settings import number
 from .batch import TokenBatch
-from .block import check_number
 from .surrogate import Clipped, Surrogate
 
 
@@ -18,13 +18,10 @@ class TokenClip(Surrogate):
     `dual` bounds the loss of a bad action as in Clip (arXiv 1707.06347, equation 7; arXiv 1912.09729, equation 5).
     """
 
-    dual: float | None = None
+    dual: float | None = number(None, above=1)
     reads: ClassVar[tuple[str, ...]] = ("clip_low", "clip_high")
     zero_at_zero_advantage: ClassVar[bool] = True
     known_on_policy: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "dual", check_number("TokenClip", "dual", self.dual, above=1, none=True))
 
     def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
         ratio, (low, high) = torch.exp(log_ratio), self._bounds(batch)

@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..settings import number
 from .batch import TokenBatch
-from .block import check_number
 from .weighting import Weighting
 
 
@@ -15,10 +15,7 @@ from .weighting import Weighting
 class OldProbability(Weighting):
     """1 where the old policy's probability of the token is below `threshold`, else 0: SPO's probability mask (arXiv 2505.23564)."""
 
-    threshold: float = 0.9
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "threshold", check_number("OldProbability", "threshold", self.threshold, above=0))
+    threshold: float = number(0.9, above=0)
 
     def factor(self, batch: TokenBatch) -> Tensor:
         old = batch.old()
@@ -33,12 +30,9 @@ class MixedGroups(Weighting):
     The denominator does not change; give the one you want.
     """
 
-    tolerance: float = 0.0
+    tolerance: float = number(0.0, low=0)
     reads: ClassVar[tuple[str, ...]] = ("group_spread",)
     known_on_policy: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "tolerance", check_number("MixedGroups", "tolerance", self.tolerance, low=0))
 
     def factor(self, batch: TokenBatch) -> Tensor:
         return (batch.extras["group_spread"] > self.tolerance).to(batch.advantages.dtype)
@@ -63,13 +57,12 @@ class RandomFraction(Weighting):
     `seed`, so that any split into micro-batches and ranks keeps the same tokens.
     """
 
-    fraction: float
+    fraction: float = number(low=0, high=1)
     seed: int = 0
     reads: ClassVar[tuple[str, ...]] = ("token_keys",)
     known_on_policy: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "fraction", check_number("RandomFraction", "fraction", self.fraction, low=0, high=1))
         check_seed("RandomFraction", self.seed)
 
     def factor(self, batch: TokenBatch) -> Tensor:
@@ -77,8 +70,8 @@ class RandomFraction(Weighting):
 
 
 def check_seed(block: str, seed: int) -> None:
-    """Raise unless `seed` is an int >= 0."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**62:
+    """Raise unless `seed` lies in what the hash takes."""
+    if not 0 <= seed < 2**62:
         raise ValueError(f"{block}: seed must be an int in 0 .. 2^62 - 1, got {seed!r}; 0 is the default")
 
 

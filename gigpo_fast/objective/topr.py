@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..settings import number
 from .batch import TokenBatch
-from .block import check_number
 from .surrogate import Surrogate
 
 
@@ -18,18 +18,17 @@ class TOPR(Surrogate):
     Good is A > 0, or with `split_on_scores` extras["scores"] > 0 (the reward before any baseline, as the paper has it and ROLL does).
     """
 
-    positive_weight: float = 1.0
-    negative_weight: float = 1.0
-    low: float = 0.0
+    positive_weight: float = number(1.0, low=0)
+    negative_weight: float = number(1.0, low=0)
+    low: float = number(0.0, low=0)
     high: float = 1.0
     split_on_scores: bool = False
     zero_at_zero_advantage: ClassVar[bool] = True
     known_on_policy: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name in ("positive_weight", "negative_weight", "low"):
-            object.__setattr__(self, name, check_number("TOPR", name, getattr(self, name), low=0))
-        object.__setattr__(self, "high", check_number("TOPR", "high", self.high, low=self.low))
+        if self.high < self.low:
+            raise ValueError(f"TOPR: high must be a number >= {self.low}, got {self.high!r}; it is the upper end of the interval from low")
         object.__setattr__(self, "reads", ("scores",) if self.split_on_scores else ())
 
     def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:

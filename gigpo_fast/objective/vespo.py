@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..settings import number
 from .batch import TokenBatch
-from .block import check_number
 from .surrogate import Surrogate, by_sign
 
 
@@ -19,16 +19,12 @@ class VESPO(Surrogate):
     sequence, SequenceProductRatio(log_ratio_clip=(log 1e-8, 20.0), token_clip=20.0). Defaults are TRL's.
     """
 
-    k_positive: float = 2.0
-    lambda_positive: float = 3.0
-    k_negative: float = 3.0
-    lambda_negative: float = 2.0
+    k_positive: float = number(2.0, low=0)
+    lambda_positive: float = number(3.0, low=0)
+    k_negative: float = number(3.0, low=0)
+    lambda_negative: float = number(2.0, low=0)
     zero_at_zero_advantage: ClassVar[bool] = True
     known_on_policy: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        for name in ("k_positive", "lambda_positive", "k_negative", "lambda_negative"):
-            object.__setattr__(self, name, check_number("VESPO", name, getattr(self, name), low=0))
 
     def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
         log_w, good = log_ratio.detach(), batch.advantages >= 0

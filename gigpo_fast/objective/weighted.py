@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .batch import TokenBatch
-from .block import check_number, declare
+from .block import declare
 from .surrogate import Clipped, Surrogate
 from .weighting import Weighting
 
@@ -48,12 +48,10 @@ class SurrogateSum(Surrogate):
     def __post_init__(self) -> None:
         if not isinstance(self.terms, tuple) or not self.terms or not all(isinstance(term, Surrogate) for term in self.terms):
             raise TypeError(f"SurrogateSum: terms must be a tuple of Surrogate blocks, got {self.terms!r}; see gigpo_fast.objective")
-        if not isinstance(self.coefficients, tuple) or len(self.coefficients) != len(self.terms):
+        if len(self.coefficients) != len(self.terms):
             raise ValueError(
                 f"SurrogateSum: coefficients must be {len(self.terms)} numbers in a tuple, one a term, got {self.coefficients!r}"
             )
-        numbers = tuple(check_number("SurrogateSum", "coefficients", value) for value in self.coefficients)
-        object.__setattr__(self, "coefficients", numbers)
         declare(self, self.terms)
 
     def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:

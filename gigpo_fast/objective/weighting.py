@@ -7,8 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..settings import number
 from .batch import TokenBatch
-from .block import Block, Scope, check_number, declare
+from .block import Block, Scope, declare
 
 
 class Weighting(Block):
@@ -55,12 +56,11 @@ class Normalized(Weighting):
     """
 
     weighting: Weighting
-    mean: float | None = None
+    mean: float | None = number(None, above=0)
 
     def __post_init__(self) -> None:
         if not isinstance(self.weighting, Weighting):
             raise TypeError(f"Normalized: weighting must be a Weighting block, got {self.weighting!r}; see gigpo_fast.objective")
-        object.__setattr__(self, "mean", check_number("Normalized", "mean", self.mean, above=0, none=True))
         declare(self, (self.weighting,), **({"scope": Scope.BATCH, "known_on_policy": False} if self.mean is None else {}))
 
     def factor(self, batch: TokenBatch) -> Tensor:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ..objective.block import check_number
+from ..settings import Settings, number
 
 
-class Link:
+class Link(Settings):
     """Base of the links: a frozen dataclass with the loss of h."""
 
     reads_targets: ClassVar[bool] = False
@@ -31,10 +31,7 @@ class Logistic(Link):
     `smoothing` is the probability that a label is wrong (conservative DPO, E. Mitchell's note of 2023).
     """
 
-    smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_number("Logistic", "smoothing", self.smoothing, low=0.0, high=0.5)
+    smoothing: float = number(0.0, low=0.0, high=0.5)
 
     def loss(self, h: Tensor, targets: Tensor | None) -> Tensor:
         if self.smoothing == 0:
@@ -56,10 +53,7 @@ class SoftLabel(Link):
 class Robust(Link):
     """L = (-(1 - e) log sigma(h) + e log sigma(-h)) / (1 - 2 e): unbiased where labels flip with probability e (arXiv 2403.00409)."""
 
-    flip_rate: float = 0.1
-
-    def __post_init__(self) -> None:
-        check_number("Robust", "flip_rate", self.flip_rate, low=0.0, high=0.5 - 1e-9)
+    flip_rate: float = number(0.1, low=0.0, high=0.5 - 1e-9)
 
     def loss(self, h: Tensor, targets: Tensor | None) -> Tensor:
         return (self.flip_rate * logsigmoid(-h) - (1 - self.flip_rate) * logsigmoid(h)) / (1 - 2 * self.flip_rate)
@@ -73,11 +67,7 @@ class Square(Link):
     """
 
     target: float | None = None
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_number("Square", "target", self.target, none=True)
-        check_number("Square", "scale", self.scale, above=0.0)
+    scale: float = number(1.0, above=0.0)
 
     @property
     def reads_targets(self) -> bool:
@@ -92,9 +82,6 @@ class Hinge(Link):
     """L = max(margin - h, 0): SLiC (arXiv 2305.10425, equation 4)."""
 
     margin: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_number("Hinge", "margin", self.margin)
 
     def loss(self, h: Tensor, targets: Tensor | None) -> Tensor:
         return torch.relu(self.margin - h)
@@ -120,10 +107,7 @@ class Linear(Link):
 class LabelKL(Link):
     """L = KL((sigma(h), sigma(-h)) || (1 - smoothing, smoothing)): EXO of pairs (arXiv 2402.00856, equation 16)."""
 
-    smoothing: float = 1e-3
-
-    def __post_init__(self) -> None:
-        check_number("LabelKL", "smoothing", self.smoothing, above=0.0, high=0.5)
+    smoothing: float = number(1e-3, above=0.0, high=0.5)
 
     def loss(self, h: Tensor, targets: Tensor | None) -> Tensor:
         good, bad = logsigmoid(h), logsigmoid(-h)
@@ -134,10 +118,7 @@ class LabelKL(Link):
 class LogisticSigmoidMix(Link):
     """L = (1 - m) (-log sigma(h)) + m exp(-h) with m = sigma(h / temperature): DiscoPOP (arXiv 2406.08414, equation 5)."""
 
-    temperature: float = 0.05
-
-    def __post_init__(self) -> None:
-        check_number("LogisticSigmoidMix", "temperature", self.temperature, above=0.0)
+    temperature: float = number(0.05, above=0.0)
 
     def loss(self, h: Tensor, targets: Tensor | None) -> Tensor:
         mix = torch.sigmoid(h / self.temperature)
@@ -151,11 +132,8 @@ class PairClip(Link):
     h is log(rho_1 / rho_2), so the old policy stands as the reference; t = (r_1 - r_2) rho_1 rho_2 without gradient.
     """
 
-    epsilon: float = 0.2
+    epsilon: float = number(0.2, above=0.0)
     reads_targets: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_number("PairClip", "epsilon", self.epsilon, above=0.0)
 
     def loss(self, h: Tensor, targets: Tensor | None) -> Tensor:
         return -torch.minimum(targets * h, targets * h.clamp(-self.epsilon, self.epsilon)) / 2

@@ -2,13 +2,13 @@
 
 import dataclasses
 
-from ..objective.block import check_number
+from ..settings import Settings, number
 from .links import Link, Logistic
 from .score import Score
 
 
 @dataclasses.dataclass(frozen=True)
-class NegativeLogLikelihood:
+class NegativeLogLikelihood(Settings):
     """+ coefficient * NLL of the chosen response: its tokens' sum or, with `per_token`, their mean; with `both` the mean over the pair.
 
     RPO of the paper adds eta beta times the sum, RPO of the authors' OpenRLHF branch eta times the token mean (arXiv 2405.16436).
@@ -18,12 +18,9 @@ class NegativeLogLikelihood:
     per_token: bool = False
     both: bool = False
 
-    def __post_init__(self) -> None:
-        check_number("NegativeLogLikelihood", "coefficient", self.coefficient)
-
 
 @dataclasses.dataclass(frozen=True)
-class PairwiseObjective:
+class PairwiseObjective(Settings):
     """L = link(beta (score_chosen - rejected * score_rejected) - margin) + nll.
 
     `rejected` is the factor of the rejected response's score: 1 compares the two (DPO), below 1 is CPL's conservative bias lambda,
@@ -32,8 +29,8 @@ class PairwiseObjective:
 
     link: Link = Logistic()
     score: Score = Score()
-    beta: float = 0.1
-    rejected: float = 1.0
+    beta: float = number(0.1, above=0.0)
+    rejected: float = number(1.0, low=0.0, high=1.0)
     margin: float = 0.0
     nll: NegativeLogLikelihood | None = None
 
@@ -44,9 +41,6 @@ class PairwiseObjective:
                 raise TypeError(
                     f"PairwiseObjective: {name} must be a {kind.__name__} block, got {value!r}; see gigpo_fast.pairwise for those there are"
                 )
-        check_number("PairwiseObjective", "beta", self.beta, above=0.0)
-        check_number("PairwiseObjective", "rejected", self.rejected, low=0.0, high=1.0)
-        check_number("PairwiseObjective", "margin", self.margin)
 
     @property
     def needs_reference(self) -> bool:

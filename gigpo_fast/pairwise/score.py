@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from .. import checks
-from ..objective.block import check_number
+from ..settings import Settings
 
 
-class Transform:
+class Transform(Settings):
     """Base of what may be done to a log-ratio d = log u before two responses are compared: mostly f'(u) of a divergence."""
 
     def value(self, d: Tensor) -> Tensor:
@@ -46,7 +46,6 @@ class AlphaDivergence(Transform):
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
-        check_number("AlphaDivergence", "alpha", self.alpha)
         if self.alpha == 0:
             raise ValueError("AlphaDivergence: alpha must not be 0, got 0; leave the transform out: that is the reverse KL")
 
@@ -100,7 +99,7 @@ class LogOdds(Transform):
 
 
 @dataclasses.dataclass(frozen=True)
-class Score:
+class Score(Settings):
     """transform(S - reference * S_ref - previous * S_previous), S the sequence's log-prob; with `per_token` divided by its length first.
 
     reference = 1 is the implicit reward of DPO, 0 needs no reference model (SimPO, CPL, ORPO). INPO takes reference = r and
@@ -113,8 +112,6 @@ class Score:
     transform: Transform | None = None
 
     def __post_init__(self) -> None:
-        check_number("Score", "reference", self.reference)
-        check_number("Score", "previous", self.previous)
         if self.transform is not None and not isinstance(self.transform, Transform):
             raise TypeError(
                 f"Score: transform must be a Transform or None, got {self.transform!r}; see gigpo_fast.pairwise for those there are"

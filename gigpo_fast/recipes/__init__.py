@@ -8,29 +8,93 @@ Where a paper and its authors' code differ, both have a name, and the docstring 
 """
 # ruff: noqa: F401 - importing a file registers its recipes
 
-from . import (
-    actor_critic,
-    contrast,
-    diffusion,
-    distillation,
-    entropy,
-    group_relative,
-    off_policy,
-    pairwise,
-    policy_gradient,
-    segments,
-    sequence,
-    shaped,
-    soft_bounds,
-    step_credit,
-    supervised,
+from collections.abc import Callable
+
+from .actor_critic import dr_po, mdpo, mdpo_closed, ppo, ppo_max, props, ros, text2grad
+from .base import PairwiseRecipe, Parts, PolicyRecipe, Recipe, Use, entry_of, names, recipe, register
+from .contrast import disco, disco_b
+from .diffusion import dancegrpo, trado, unigrpo
+from .distillation import kdrl, kdrl_annealed, on_policy_distillation
+from .entropy import clip_cov, high_entropy_tokens, high_entropy_tokens_trl, kl_cov
+from .group_relative import (
+    dapo,
+    dr_grpo,
+    dr_mas,
+    gdpo,
+    gigpo,
+    grpo,
+    grpo_d,
+    grpo_paper,
+    hgpo,
+    maxrl,
+    multi_objective_grpo,
+    one_shot_rlvr,
+    pass_at_k,
+    seed_grpo,
 )
-from .base import Parts, Recipe, Use, entry_of, names, recipe, register
+from .off_policy import deepseek_v32, dppo_kl, dppo_tv, dro, icepop, icepop_sequence, kimi15, m2po, tis, tis_sequence, topr
+from .pairwise import (
+    alpha_po,
+    apo_zero,
+    bco,
+    copg,
+    cpl,
+    cpl_bc,
+    cpl_kl,
+    discopop,
+    dno,
+    dno_soft,
+    dpo,
+    egpo,
+    exo,
+    hypo,
+    inpo,
+    ipo,
+    kto,
+    online_ipo,
+    orpo,
+    p3o,
+    robust_dpo,
+    rpo,
+    rpo_openrlhf,
+    seppo,
+    simpo,
+    slic,
+    sppo,
+)
+from .policy_gradient import gpg, nash_md, nash_mp, opo, reinforce, reinforce_plus_plus, reinforce_plus_plus_baseline, remax, rloo
+from .segments import spo_chain, spo_tree
+from .sequence import f_dpg, gmpo, gspo, gspo_token, luspo, p3o_separate, rloo_clipped
+from .shaped import (
+    concise_r,
+    concise_r_length,
+    ensemble,
+    gui_r1,
+    maxmin,
+    open_rs,
+    otc,
+    pixelthink,
+    rank,
+    retroformer,
+    running_baseline,
+    salsa,
+    ton,
+    ui_r1,
+    ui_r1_e,
+    vision_r1,
+)
+from .soft_bounds import cispo, cispo_absolute, sapo, vespo
+from .step_credit import g2po, graphgpo, mt_grpo
+from .supervised import awr, best_of_n, nft, nft_sequence, pref_ft, tscac
 
-__all__ = ["Parts", "Recipe", "Use", "names", "recipe", "register"]
+__all__ = ["PairwiseRecipe", "Parts", "PolicyRecipe", "Recipe", "Use", "names", "recipe", "register"]
 
 
-def __getattr__(name: str):
-    if name not in names():
+def __getattr__(name: str) -> Callable[..., Recipe]:
+    if name not in names():  # those that others registered
         raise AttributeError(f"module 'gigpo_fast.recipes' has no attribute {name!r}; recipes.names() lists the recipes")
     return entry_of(name).made  # recipes.grpo(...) is recipe("grpo", ...)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *names()})

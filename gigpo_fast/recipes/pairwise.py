@@ -17,7 +17,8 @@ from ..pairwise import (
     SoftLabel,
     Square,
 )
-from .base import Parts, register
+from .base import Parts
+from .base import register_preference as register
 
 _FREE = Score(reference=0.0)
 _DPO = "Direct Preference Optimization: Your Language Model is Secretly a Reward Model (arXiv 2305.18290)"
