@@ -15,13 +15,13 @@
 namespace anchor {
 
 // What all kernels are told, as one array of int64 on the device.
-enum Setting { kRows, kSeed, kSipLow, kSipHigh, kHashBits, kCapacity, kBytesDecide, kSettings };
+enum Setting { kRows, kSeed, kSipLow, kSipHigh, kHashBits, kCapacity, kBytesDecide, kBytes, kSettings };
 // What they count there, as int32.
 enum Counter { kLongRows, kSetAside, kCounters };
 
 // The arrays of a call. settings (kSettings,) int64; counters (kCounters,) int32, zero at the start; starts, lengths, group (rows,) int64,
 // group null for one group; fingerprints (rows, 2) uint64; long_rows, slot_of_row (rows,) int64; table (capacity,) uint64 of row + 1, zero
-// at the start, so that no key is reserved; first_row (capacity,) int64, the greatest int64 at the start.
+// at the start, so that no key is reserved; first_row (capacity,) int64, the greatest int64 at the start. data is kBytes long.
 struct Call {
   const i64* settings;
   const u8* data;
@@ -32,6 +32,18 @@ struct Call {
   i64* slot_of_row;
   int* counters;
 };
+
+static __device__ __forceinline__ Reader reader_of(const i64* settings, const u8* data, i64 start, i64 length) {
+  return reader_of(data, data + settings[kBytes], data + start, length);
+}
+
+template <class Team>
+static __device__ __forceinline__ bool equal(const Call& call, const Team& team, i64 a, i64 b, i64 length) {
+  const i64 at = call.starts[a], other = call.starts[b];
+  const bool inside = reader_of(call.settings, call.data, at, length).words_inside &&
+                      reader_of(call.settings, call.data, other, length).words_inside;
+  return team.equal({inside}, call.data + at, call.data + other, length);
+}
 
 // Sets slot_of_row, to -1 if the row is set aside. That happens after kProbes full slots, or kCrowd different states of its fingerprint.
 // Slots never change once they are taken, so all rows of a state see the same ones before theirs, and all are set aside or none.
@@ -52,8 +64,7 @@ static __device__ __forceinline__ void enter_row(const Call& call, const Team& t
     const i64 other = holder == 0 ? row : static_cast<i64>(holder - 1);
     const bool like = other == row || (call.fingerprints[2 * other] == f.low && call.fingerprints[2 * other + 1] == f.high &&
                                        call.lengths[other] == length && (call.group == nullptr || call.group[other] == label));
-    if (like && (other == row || !call.settings[kBytesDecide] ||
-                 team.equal(call.data + call.starts[other], call.data + call.starts[row], length))) {
+    if (like && (other == row || !call.settings[kBytesDecide] || equal(call, team, other, row, length))) {
       found = slot;
     } else {
       others += like;
@@ -83,7 +94,7 @@ static __device__ __forceinline__ void store(u64* fingerprints, i64 row, Fingerp
 }  // namespace anchor
 
 // A warp a state; long ones are listed in long_rows for the kernel after.
-extern "C" __global__ void __launch_bounds__(anchor::kThreads) anchor_fingerprint(
+extern "C" __global__ void __launch_bounds__(anchor::kThreads, anchor::kBlocks) anchor_fingerprint(
     const anchor::i64* settings, const anchor::u8* data, const anchor::i64* starts, const anchor::i64* lengths, anchor::u64* fingerprints,
     anchor::i64* long_rows, int* counters) {
   using namespace anchor;
@@ -97,13 +108,14 @@ extern "C" __global__ void __launch_bounds__(anchor::kThreads) anchor_fingerprin
       if (lane == 0) long_rows[atomicAdd(counters + kLongRows, 1)] = row;
       continue;
     }
-    const Fingerprint f = warp_fingerprint(data + starts[row], lengths[row], seed, shared.key, lane);
+    const Reader read = reader_of(settings, data, starts[row], lengths[row]);
+    const Fingerprint f = warp_fingerprint(read, data + starts[row], lengths[row], seed, shared.key, shared.staged[threadIdx.x / kLanes], lane);
     if (lane == 0) store(fingerprints, row, f, settings[kHashBits]);
   }
 }
 
 // A block a long state.
-extern "C" __global__ void __launch_bounds__(anchor::kThreads) anchor_fingerprint_long(
+extern "C" __global__ void __launch_bounds__(anchor::kThreads, anchor::kBlocks) anchor_fingerprint_long(
     const anchor::i64* settings, const anchor::u8* data, const anchor::i64* starts, const anchor::i64* lengths, anchor::u64* fingerprints,
     const anchor::i64* long_rows, const int* counters) {
   using namespace anchor;
@@ -112,13 +124,14 @@ extern "C" __global__ void __launch_bounds__(anchor::kThreads) anchor_fingerprin
   make_key(shared, u64(settings[kSeed]));
   for (i64 number = blockIdx.x; number < counters[kLongRows]; number += gridDim.x) {
     const i64 row = long_rows[number];
-    const Fingerprint f = block_fingerprint(data + starts[row], lengths[row], shared);
+    const Reader read = reader_of(settings, data, starts[row], lengths[row]);
+    const Fingerprint f = block_fingerprint(read, data + starts[row], lengths[row], shared);
     if (threadIdx.x == 0) store(fingerprints, row, f, settings[kHashBits]);
   }
 }
 
 // A warp a state; long ones are left to the kernel after.
-extern "C" __global__ void __launch_bounds__(anchor::kThreads) anchor_enter(
+extern "C" __global__ void __launch_bounds__(anchor::kThreads, anchor::kBlocks) anchor_enter(
     const anchor::i64* settings, const anchor::u8* data, const anchor::i64* starts, const anchor::i64* lengths, const anchor::i64* group,
     const anchor::u64* fingerprints, unsigned long long* table, long long* first_row, anchor::i64* slot_of_row, int* counters) {
   using namespace anchor;
@@ -131,7 +144,7 @@ extern "C" __global__ void __launch_bounds__(anchor::kThreads) anchor_enter(
 }
 
 // A block a long state, into the same table: states of different lengths are never equal.
-extern "C" __global__ void __launch_bounds__(anchor::kThreads) anchor_enter_long(
+extern "C" __global__ void __launch_bounds__(anchor::kThreads, anchor::kBlocks) anchor_enter_long(
     const anchor::i64* settings, const anchor::u8* data, const anchor::i64* starts, const anchor::i64* lengths, const anchor::i64* group,
     const anchor::u64* fingerprints, unsigned long long* table, long long* first_row, anchor::i64* slot_of_row, int* counters,
     const anchor::i64* long_rows) {
@@ -143,13 +156,14 @@ extern "C" __global__ void __launch_bounds__(anchor::kThreads) anchor_enter_long
 }
 
 // A thread a row: replaces the fingerprints of rows that were set aside.
-extern "C" __global__ void __launch_bounds__(anchor::kThreads) anchor_rehash(
+extern "C" __global__ void __launch_bounds__(anchor::kThreads, anchor::kBlocks) anchor_rehash(
     const anchor::i64* settings, const anchor::u8* data, const anchor::i64* starts, const anchor::i64* lengths,
     const anchor::i64* slot_of_row, anchor::u64* fingerprints) {
   using namespace anchor;
   for (i64 row = i64(blockIdx.x) * blockDim.x + threadIdx.x; row < settings[kRows]; row += i64(gridDim.x) * blockDim.x) {
     if (slot_of_row[row] >= 0) continue;
-    const Fingerprint f = siphash(data + starts[row], lengths[row], u64(settings[kSipLow]), u64(settings[kSipHigh]));
+    const Reader read = reader_of(settings, data, starts[row], lengths[row]);
+    const Fingerprint f = siphash(data + starts[row], lengths[row], u64(settings[kSipLow]), u64(settings[kSipHigh]), read);
     store(fingerprints, row, f, settings[kHashBits]);
   }
 }

@@ -9,8 +9,10 @@
 
 #if defined(__CUDACC__)
 #define ANCHOR_INLINE __host__ __device__ __forceinline__
+#define ANCHOR_UNROLLED _Pragma("unroll")  // an array that is indexed by a variable would lie in memory
 #else
 #define ANCHOR_INLINE inline
+#define ANCHOR_UNROLLED
 #endif
 
 #if defined(__SSE2__) && !defined(__CUDACC__)
@@ -58,8 +60,8 @@ constexpr u64 kMixA = 0x165667919E3779F9ull, kMixB = 0x9FB21C651E98DF25ull;
 
 // ---- reading and multiplying -------------------------------------------------------------------------------------------------
 
-// Devices fault on an unaligned load, so there the two aligned words around it are read. Each of them holds a byte of the state, and
-// device allocations begin and end on word boundaries, so neither can lie outside. Hosts copy.
+// Devices fault on an unaligned load, so there the two aligned words around it are read: right for memory that begins and ends on a word,
+// as keys and copies in shared memory do. States begin and end anywhere, and have a Reader of their own (anchor_device.h). Hosts copy.
 ANCHOR_INLINE u64 read64(const u8* p) {
 #if defined(__CUDA_ARCH__)
   const u64 misaligned = reinterpret_cast<u64>(p) & 7;
@@ -72,6 +74,11 @@ ANCHOR_INLINE u64 read64(const u8* p) {
   return value;
 #endif
 }
+
+// How siphash reads a state, unless told otherwise.
+struct Plain {
+  ANCHOR_INLINE u64 operator()(const u8* p) const { return read64(p); }
+};
 
 ANCHOR_INLINE u32 read32(const u8* p) {
   return u32(p[0]) | u32(p[1]) << 8 | u32(p[2]) << 16 | u32(p[3]) << 24;
@@ -192,7 +199,7 @@ ANCHOR_INLINE Fingerprint short_fingerprint(const u8* p, i64 length, u64 seed, c
 
 ANCHOR_INLINE void start_accumulators(u64* acc) {
   const u64 start[8] = {kPrime32C, kPrimeA, kPrimeB, kPrimeC, kPrimeD, kPrime32B, kPrimeE, kPrime32A};
-  for (int i = 0; i < 8; ++i) acc[i] = start[i];
+  ANCHOR_UNROLLED for (int i = 0; i < 8; ++i) acc[i] = start[i];
 }
 
 // What one 16-byte piece of a stripe adds to its two accumulators. Within a block these only add up, so a warp may do it in any order.
@@ -212,7 +219,7 @@ ANCHOR_INLINE void accumulate(u64* acc, const u8* p, const u8* secret) {
     _mm_storeu_si128(out, _mm_add_epi64(_mm_loadu_si128(out), _mm_add_epi64(product, _mm_shuffle_epi32(data, 0x4E))));
   }
 #else
-  for (int i = 0; i < 8; i += 2) {
+  ANCHOR_UNROLLED for (int i = 0; i < 8; i += 2) {
     accumulate16(acc[i], acc[i + 1], read64(p + 8 * i), read64(p + 8 * i + 8), read64(secret + 8 * i), read64(secret + 8 * i + 8));
   }
 #endif
@@ -221,7 +228,7 @@ ANCHOR_INLINE void accumulate(u64* acc, const u8* p, const u8* secret) {
 ANCHOR_INLINE u64 scrambled(u64 acc, u64 secret) { return (acc ^ acc >> 47 ^ secret) * kPrime32A; }
 
 ANCHOR_INLINE u64 merged(const u64* acc, const u8* secret, u64 start) {
-  for (int i = 0; i < 8; i += 2) start += folded(acc[i] ^ read64(secret + 8 * i), acc[i + 1] ^ read64(secret + 8 * i + 8));
+  ANCHOR_UNROLLED for (int i = 0; i < 8; i += 2) start += folded(acc[i] ^ read64(secret + 8 * i), acc[i + 1] ^ read64(secret + 8 * i + 8));
   return avalanche(start);
 }
 

@@ -38,12 +38,12 @@ ANCHOR_INLINE void sip_word(SipState& v, u64 word) {
 }
 
 // SipHash-2-4-128; with other numbers of rounds, for each word and at the end, its faster or more careful relatives.
-template <int kWordRounds = 2, int kEndRounds = 4>
-ANCHOR_INLINE Fingerprint siphash(const u8* p, i64 length, u64 key_low, u64 key_high) {
+template <int kWordRounds = 2, int kEndRounds = 4, class Read = Plain>
+ANCHOR_INLINE Fingerprint siphash(const u8* p, i64 length, u64 key_low, u64 key_high, const Read& read = {}) {
   SipState v = {key_low ^ 0x736F6D6570736575ull, key_high ^ 0x646F72616E646F6Dull ^ 0xEE, key_low ^ 0x6C7967656E657261ull,
                 key_high ^ 0x7465646279746573ull};
   const i64 whole = length & ~i64(7);
-  for (i64 i = 0; i < whole; i += 8) sip_word<kWordRounds>(v, read64(p + i));
+  for (i64 i = 0; i < whole; i += 8) sip_word<kWordRounds>(v, read(p + i));
   u64 last = u64(length) << 56;
   for (i64 i = whole; i < length; ++i) last |= u64(p[i]) << (8 * (i - whole));
   sip_word<kWordRounds>(v, last);

@@ -176,7 +176,7 @@ inline void launch(unsigned blocks, unsigned threads, const std::function<void()
 #define __device__
 #define __global__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define threadIdx (shim::now->thread)
 #define blockIdx (shim::now->block)
 #define blockDim (shim::now->block_size)
@@ -201,6 +201,7 @@ static inline int __any_sync(unsigned, bool value) {
   for (unsigned lane = 0; lane < shim::kWarp; ++lane) any |= all[lane] != 0;
   return any;
 }
+static inline void __syncwarp() { shim::meet_warp(0); }
 static inline void __syncthreads() { shim::meet_block(false); }
 static inline int __syncthreads_or(bool value) { return shim::meet_block(value) != 0; }
 

@@ -14,7 +14,7 @@ from gigpo_fast import anchor
 from gigpo_fast.anchor import cuda
 from tests.anchor_helpers import KEY, ROOT, assert_groups, packed
 
-ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
+ARCHITECTURES = ["sm_75", "sm_80", "sm_89", "sm_90", "sm_100", "sm_120"]
 SOURCE = ROOT / "csrc" / "anchor_cuda.cu"
 REGISTERS = 64  # 32 warps of 256-thread blocks fit a multiprocessor
 
@@ -40,7 +40,7 @@ def test_device_code_compiles_without_warnings_or_spills(tmp_path, architecture)
     done = subprocess.run([*command, SOURCE, "-o", tmp_path / "anchor.cubin"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert set(re.findall(r"Compiling entry function '(\w+)'", done.stderr)) == set(cuda.KERNELS)
-    assert re.findall(r"(\d+) bytes spill", done.stderr) == ["0"] * 2 * len(cuda.KERNELS)
+    assert re.findall(r"(\d+) bytes (?:stack|spill)", done.stderr) == ["0"] * 3 * len(cuda.KERNELS)
     assert max(map(int, re.findall(r"Used (\d+) registers", done.stderr))) <= REGISTERS
 
 

@@ -47,6 +47,16 @@ def test_the_race_detector_sees_a_race(tmp_path):
     assert done.returncode != 0 and "data race" in done.stderr
 
 
+@pytest.mark.slow
+def test_the_address_sanitizer_sees_a_word_past_the_end(tmp_path):
+    """The same for reads outside the states' memory: kernels that are told of whole words at its end fail."""
+    options = SANITIZERS["addresses and undefined behaviour"]
+    _needs_runtime(tmp_path, options)
+    program = compile_cpp(tmp_path, "anchor_fuzz", "-O1", "-g", OS_THREADS, SMALL, "-DANCHOR_WHOLE_WORDS", *options)
+    done = subprocess.run([program, "20251", "5"], capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr and "load16" in done.stderr
+
+
 def _needs_runtime(folder, options: list[str]) -> None:
     probe = folder / "probe.cpp"
     probe.write_text("int main() { return 0; }\n")

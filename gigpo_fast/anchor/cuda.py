@@ -57,7 +57,9 @@ def group_with(kernels: Kernels, rows: Packed, labels: Tensor | None, *, bytes_d
     if total == 0:
         return StateGroups(empty, empty, empty)
     capacity = max(FEWEST_SLOTS, 1 << (2 * total - 1).bit_length())
-    settings = torch.tensor([total, *key, capacity, int(bytes_decide)], dtype=torch.int64, device="cpu").to(device)
+    told = [total, *key, capacity, int(bytes_decide), rows.data.numel()]
+    # From pinned memory, or the copy would wait for all that the device has still to do.
+    settings = torch.tensor(told, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda").to(device, non_blocking=True)
     starts, lengths = rows.starts.contiguous(), rows.lengths.contiguous()
     fingerprints, table = empty.new_empty(total, 2), empty.new_zeros(capacity)
     first_row = empty.new_full((capacity,), torch.iinfo(torch.int64).max)
