@@ -16,6 +16,7 @@ from torch import Tensor
 
 _validation: contextvars.ContextVar[str | None] = contextvars.ContextVar("gigpo_fast_validation", default=None)
 _LEVELS = ("auto", "full", "metadata")
+_PROCESS = os.getpid()  # of this import: in a forked child it is the parent's
 _PLAIN = Tensor.__torch_dispatch__  # what a tensor has whose operations run at once, on memory of its own
 
 
@@ -82,6 +83,22 @@ def fail(function: str, argument: str, expected: str, got: Any, fix: str, *, err
     raise error(f"{function}: {argument} must be {expected}, got {describe(got)}; {fix}")
 
 
+def process(function: str) -> None:
+    """Refuse a forked child that would run torch's parallel loops: threads do not come along in a fork, and it would wait for ever.
+
+    `tensor` asks this of every tensor on a CPU, so that all functions refuse before their first loop. On one thread all is well.
+    """
+    if os.getpid() != _PROCESS and torch.get_num_threads() > 1:
+        fail(
+            function,
+            "process",
+            "the one that imported gigpo_fast, or run on one thread",
+            "a forked child: threads do not survive os.fork",
+            'call torch.set_num_threads(1) in the child, or start processes by "spawn"',
+            error=RuntimeError,
+        )
+
+
 def describe(value: Any) -> str:
     """A short description of a value for a message: tensors by shape, dtype and device, others by repr."""
     if isinstance(value, Tensor):
@@ -107,6 +124,8 @@ def tensor(
     if not isinstance(value, Tensor):
         not_a_result(function, name, value)
         fail(function, name, "a torch.Tensor", f"{type(value).__name__} {describe(value)}", fix, error=TypeError)
+    if not torch.compiler.is_compiling() and value.device.type == "cpu":
+        process(function)
     if shape is not None and not _fits(value, shape):
         fail(function, name, _expected(shape, dtypes), value, fix)
     if dtypes is not None and value.dtype not in dtypes:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from . import checks
 from .head import Head, check_vocab_size, ready_head, row_scale, token_ids_checked
+from .inference import takes_inference_tensors
 from .ops import passes
 from .ops import token_log_probs as ops
 from .sharded_head import check_same_tokens
@@ -21,6 +22,7 @@ __all__ = [
 ]
 
 
+@takes_inference_tensors
 def token_log_probs(
     logits: Tensor,  # (..., V) float; rows may be strided views
     token_ids: Tensor,  # (...) int64 or int32, the leading shape of logits
@@ -65,6 +67,7 @@ def token_statistics(
         return TokenStatistics(*_from_logits("token_statistics", logits, token_ids, temperature, logit_scale, softcap, vocab_size))
 
 
+@takes_inference_tensors
 def linear_token_log_probs(
     hidden: Tensor,  # (..., H) float
     head: Tensor | Head,  # (V, H) weight, or a Head

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from . import checks, values
 from .distributed import Denominator
 from .head import Head, check_hidden, ready_head, token_ids_checked
+from .inference import takes_inference_tensors
 from .main_grad import check_weight_grad_out, refuse_other_gradients
 from .objective import PolicyObjective
 from .objective.measure import measure
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 
+@takes_inference_tensors
 def policy_loss(
     log_probs: Tensor,  # (B, T) or (N,) float, log pi of the sampled tokens, nats
     advantages: Tensor,  # shape of log_probs, float
@@ -122,6 +124,7 @@ def policy_loss(
     return LossOutput(terms.loss.sum(), measure(objective, batch, terms, denominator))
 
 
+@takes_inference_tensors
 def linear_policy_loss(
     hidden: Tensor,  # (B, T, H) or (N, H) float
     head: Tensor | Head,  # (V, H) weight, or a Head

@@ -28,6 +28,8 @@ LEVELS = {
     "values": 1,
     "settings": 1,
     "backend": 1,
+    "inference": 1,
+    "once": 1,
     "metrics": 1,
     "collectives": 1,
     "segments": 1,

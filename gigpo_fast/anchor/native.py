@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import backend
+from ..once import once
 from ..types import StateGroups
 from .hash_key import HashKey
 from .rows import FixedWidth, Packed
@@ -46,7 +47,7 @@ def _functions():
     return group, describe
 
 
-@functools.cache
+@once
 def _operators():
     @torch.library.register_fake("gigpo_fast_C::group_packed")
     def _(data, total, width, starts, lengths, group, seed, sip_low, sip_high, hash_bits, bytes_decide):

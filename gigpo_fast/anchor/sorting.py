@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..segments import segment_ids, segment_min, sort_rows, to_rows
 from ..types import StateGroups
 from .encoding import tensor_bytes
@@ -29,12 +30,15 @@ def group(rows: Objects | Packed, labels: Tensor | None, *, key: HashKey) -> Sta
 
 def number_keys(keys: list) -> StateGroups:
     """Number hashable keys by first occurrence."""
+    checks.process("anchor")
     number = {key: position for position, key in enumerate(dict.fromkeys(keys))}
     return by_first_occurrence(torch.tensor(list(map(number.__getitem__, keys)), dtype=torch.int64, device="cpu"))
 
 
 def by_first_occurrence(classes: Tensor) -> StateGroups:
     """Renumber dense classes (S,) int64 by first occurrence."""
+    if classes.device.type == "cpu":
+        checks.process("anchor")
     return number_first_rows(_first_rows(classes))
 
 

@@ -31,15 +31,23 @@ class Differentiated(NamedTuple):
 
 @contextlib.contextmanager
 def local_autograd():
-    """Autograd that works inside a custom op, for tensors made here. `torch.enable_grad()` alone does not reach below the op."""
+    """Autograd that works inside a custom op, for tensors made here. `torch.enable_grad()` alone does not reach below the op.
+
+    What it saves is used and gone before the op returns, so it does not pass through the user's saved_tensors_hooks: managers of
+    offloading would carry it away, and take the first unpacking for the start of the backward.
+    """
     included = torch._C._dispatch_tls_local_include_set()
     excluded = torch._C._dispatch_tls_local_exclude_set()
     for name in _AUTOGRAD_KEYS:
         key = getattr(torch._C.DispatchKey, name, None)
         if key is not None:
             excluded = excluded - torch._C.DispatchKeySet(key)
-    with torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
-        yield
+    tracing = torch._C._autograd._saved_tensors_hooks_set_tracing(True)  # how torch sets hooks aside without taking them off
+    try:
+        with torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
+            yield
+    finally:
+        torch._C._autograd._saved_tensors_hooks_set_tracing(tracing)
 
 
 @functools.lru_cache(maxsize=256)

@@ -3,13 +3,13 @@
 A result depends on its row alone, never on the number of threads or on the other rows.
 """
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import backend, checks
+from ..once import once
 
 _CPU = torch.device("cpu")
 
@@ -90,7 +90,7 @@ def _per_row(function: str, name: str, value: Tensor, rows: int, dtype: torch.dt
     return checks.tensor(function, name, value, shape=(rows,), dtypes=(dtype,), device=_CPU, fix=fix).contiguous()
 
 
-@functools.cache
+@once
 def _ops() -> Any:
     reason = backend.why_not_native(_CPU)
     if reason is not None:

@@ -5,12 +5,14 @@ from torch import Tensor
 
 from .. import checks
 from ..head import Head
+from ..inference import takes_inference_tensors
 from . import metrics
 from .metrics import PairwiseOutput
 from .objective import PairwiseObjective
 from .sequences import linear_sequence_log_probs
 
 
+@takes_inference_tensors
 def pairwise_loss(
     log_probs: Tensor,  # (S,) float, log pi of whole responses: sequence_log_probs(...).log_probs
     pairs: Tensor,  # (P, 2) int64, the numbers of the chosen and of the rejected response
@@ -71,6 +73,7 @@ def pairwise_loss(
     return _finish(function, objective, losses, weights, live, denominator, score, values, counted)
 
 
+@takes_inference_tensors
 def linear_pairwise_loss(
     hidden: Tensor,  # (B, T, H) or (N, H) float
     head: Tensor | Head,  # (V, H) weight, or a Head
@@ -123,6 +126,7 @@ def linear_pairwise_loss(
     )
 
 
+@takes_inference_tensors
 def response_loss(
     log_probs: Tensor,  # (S,) float, log pi of whole responses
     desirable: Tensor,  # (S,) bool, True = a good response

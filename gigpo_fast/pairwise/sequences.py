@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import checks
 from ..head import Head
+from ..inference import takes_inference_tensors
 from ..logprob import linear_token_log_probs
 from ..segments import segment_sum
 
@@ -18,6 +19,7 @@ class SequenceLogProbs(NamedTuple):
     lengths: Tensor  # (S,) the same dtype, trained tokens
 
 
+@takes_inference_tensors
 def sequence_log_probs(
     log_probs: Tensor,  # (B, T) or (N,) float, log pi of the tokens, nats
     mask: Tensor,  # shape of log_probs, bool, True = this token belongs to the response
@@ -45,6 +47,7 @@ def sequence_log_probs(
     return SequenceLogProbs(segment_sum(kept.reshape(-1), ids, sequences), segment_sum(mask.reshape(-1).to(kept.dtype), ids, sequences))
 
 
+@takes_inference_tensors
 def linear_sequence_log_probs(
     hidden: Tensor,  # (B, T, H) or (N, H) float
     head: Tensor | Head,  # (V, H) weight, or a Head

@@ -1,12 +1,12 @@
 """Segments in C++ for CPU tensors, on torch's own threads: loads the library on first use."""
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import backend
+from ..once import once
 
 
 def sort_segments(labels: list[Tensor], within: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -30,7 +30,7 @@ def segment_moments(values: Tensor, counted: Tensor, order: Tensor, segment: Ten
     return _ops().segments_moments(values.contiguous(), counted.contiguous(), order, segment, ddof)
 
 
-@functools.cache
+@once
 def _ops() -> Any:
     reason = backend.why_not_native(torch.device("cpu"))
     if reason is not None:
