@@ -1,32 +1,28 @@
 """What spans ranks: the counts and the rows of the whole batch, and heads whose vocabulary is sharded. Nothing here happens unasked."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import checks
-from .collectives import gathered, largest_over_ranks, own_rows, scattered_sum, told
+from .collectives import gathered, own_rows, scattered_sum, told
 from .head import Head
-from .objective import Sequences
+from .objective import PolicyObjective, Sequences
 from .objective.aggregation import Aggregation, TokenSum
-from .sequences import sequences_of
+from .segments import dense_labels, segment_min, segment_sum
+from .sequences import Denominator, count_trained, sequences_of
 
-
-class Denominator(NamedTuple):
-    """What a loss is divided by, counted over the full batch and given to every call on a part of it."""
-
-    total: float | Tensor  # tokens or sequences of the whole batch, as the aggregation counts them
-    per_sequence: Tensor | None = None  # (n_seq,) trained tokens of each whole sequence, if a call sees only parts of sequences
-    sequence_group: str = ""  # group_name of the ranks over which sequences are cut (sequence or context parallelism)
+__all__ = ["Denominator", "equal_row_counts", "gather_rows", "global_denominator", "head_of_dtensor", "with_all_rows"]
 
 
 def global_denominator(
     mask: Tensor,  # (B, T) or (N,) bool, all of this rank's tokens, not one micro-batch's
     *,
-    aggregation: Aggregation,
-    sequence_ids: Tensor | None = None,  # shape of mask, int64
+    objective: PolicyObjective | None = None,  # of the loss; or its aggregation alone
+    aggregation: Aggregation | None = None,
+    sequence_ids: Tensor | None = None,  # shape of mask, int64, the labels that the loss is given
     process_group: "torch.distributed.ProcessGroup | None" = None,
     sequence_group: "torch.distributed.ProcessGroup | None" = None,
 ) -> Denominator:
@@ -35,37 +31,74 @@ def global_denominator(
         total = aggregation.count(mask)                # tokens, or sequences with a trained token
         torch.distributed.all_reduce(total)            # if a process group is initialised
 
+    Pass the result on as it is, and every part of the batch its part of the same `sequence_ids`: micro-batches of rows, of packed whole
+    sequences, and (where no block pools a sequence) of parts of sequences sum to the loss and gradient of one call.
     `process_group` (default: all ranks) is everyone who has a part of the batch, each token once: leave out ranks that repeat the tokens
     of others, as those of a vocabulary-parallel head do. With `sequence_group`, its ranks hold parts of the
-    same sequences (sequence or context parallelism): sequence numbers mean the same on all of them, sequences are counted once, and
+    same sequences (sequence or context parallelism): labels mean the same on all of them, sequences are counted once, and
     losses that are given this denominator sum over whole sequences; all ranks of the group call them together.
     No world-size factor is inside: a framework that averages gradients over ranks multiplies its loss by the world size itself.
-    `per_sequence` counts this rank's sequences (those of the group), for micro-batches that cut a sequence; pass the same
-    `sequence_ids` numbers to the loss. A batch that trains nothing on any rank counts 1.
+    `per_sequence` counts this rank's sequences (those of the group) by `labels`, wherever sequence_ids are given or anything of the
+    objective needs sequences. A batch that trains nothing on any rank counts 1. Waits for a device only with `sequence_group`.
+    Raises without objective and aggregation, for packed tokens without labels where sequences are needed, and for a trained token of a
+    label below 0 (the total is NaN where checking would wait).
     """
-    checks.mask("global_denominator", mask)
-    needed = aggregation.needs_sequences or sequence_group is not None
-    sequences = sequences_of("global_denominator", mask, sequence_ids, needed=needed)
+    function = "global_denominator"
+    aggregation, needed = _counted(function, objective, aggregation)
+    checks.mask(function, mask)
+    sequences = sequences_of(function, mask, sequence_ids, needed=needed or sequence_ids is not None or sequence_group is not None)
     total = aggregation.count(mask, sequences).to(torch.float64)
-    lengths = None if sequences is None else sequences.lengths
+    lengths = labels = None
     name = "" if sequence_group is None else sequence_group.group_name
-    if name:
-        lengths = _whole_lengths(mask.reshape(-1), sequences, name, by_row=sequence_ids is None)
-        if aggregation.needs_sequences:  # every rank of the group counts the same sequences
-            total = aggregation.count(mask, sequences._replace(lengths=lengths)).to(torch.float64)
-            total /= torch.distributed.get_world_size(sequence_group)
+    if sequences is not None:
+        lengths, labels = _by_label(mask, sequence_ids, sequences, sequence_group)
+    if name and aggregation.needs_sequences:  # every rank of the group counts the same sequences
+        total = aggregation.count(mask, sequences._replace(lengths=lengths)).to(torch.float64)
+        total /= torch.distributed.get_world_size(sequence_group)
+    if sequences is not None and sequences.fault is not None:
+        total = torch.where(sequences.fault, float("nan"), total)
     shared = torch.distributed.is_available() and torch.distributed.is_initialized()
     if shared and not isinstance(aggregation, TokenSum):  # the sum's denominator is 1 however many ranks there are
         torch.distributed.all_reduce(total, group=process_group)
-    return Denominator(total.clamp(min=1), lengths, name)  # nothing trained anywhere: the loss is 0, not 0 / 0
+    # Nothing trained anywhere: the loss is 0, not 0 / 0.
+    return Denominator(total.clamp(min=1), lengths, name, labels, sequences is not None and sequence_ids is None)
 
 
-def _whole_lengths(mask: Tensor, sequences: Sequences, group_name: str, *, by_row: bool) -> Tensor:
-    """(n_seq,) trained tokens of each sequence over the ranks of a group, which may have different numbers of tokens."""
-    largest = torch.where(mask, sequences.ids, -1).amax() if mask.numel() else sequences.ids.new_tensor(-1)
-    count = sequences.lengths.shape[0] if by_row else int(largest_over_ranks(largest + 1, group_name))
-    ids = sequences.ids.clamp(max=max(count - 1, 0))
-    return Sequences(ids, torch.zeros(count, device=mask.device, dtype=torch.float32), group_name).sums(mask.to(torch.float32))
+def _counted(function: str, objective: PolicyObjective | None, aggregation: Aggregation | None) -> tuple[Aggregation, bool]:
+    """What counts, and whether anything needs sequences."""
+    if objective is None and aggregation is None:
+        checks.fail(function, "objective", "the objective of the loss", None, "pass objective=recipe(...).objective", error=TypeError)
+    if objective is None:
+        return aggregation, aggregation.needs_sequences
+    if not isinstance(objective, PolicyObjective):
+        checks.fail(function, "objective", "a PolicyObjective", objective, 'take recipes.recipe("gigpo").objective', error=TypeError)
+    if aggregation is not None and aggregation != objective.aggregation:
+        checks.fail(function, "aggregation", f"the objective's, {objective.aggregation}", aggregation, "leave it out")
+    return objective.aggregation, objective.needs_sequences
+
+
+def _by_label(
+    mask: Tensor, sequence_ids: Tensor | None, sequences: Sequences, group: "torch.distributed.ProcessGroup | None"
+) -> tuple[Tensor, Tensor | None]:
+    """(n_seq,) trained tokens of each sequence, over the ranks of a group, and (n_seq,) their labels in ascending order; None: of rows.
+
+    Without a group there are as many places as tokens, the last ones empty: to ask how many labels there are would wait for the device.
+    """
+    if sequence_ids is None:
+        lengths = sequences.lengths
+        if group is not None:
+            lengths = torch.nn.functional.pad(lengths, (0, max(told(lengths.shape[0], group)) - lengths.shape[0]))
+            torch.distributed.all_reduce(lengths, group=group)
+        return lengths, None
+    trained, last = mask.reshape(-1), torch.iinfo(torch.int64).max  # what is not trained counts for no label that is
+    labels, lengths = torch.where(trained, sequence_ids.reshape(-1), last), trained.to(torch.float32)
+    if group is not None:
+        labels, own = labels.unique(return_inverse=True)
+        lengths = count_trained(own, trained, labels.shape[0])
+        counts = told(labels.shape[0], group)
+        labels, lengths = gathered(labels, counts, group), gathered(lengths, counts, group)
+    ids = dense_labels(labels)  # in ascending order of the labels
+    return segment_sum(lengths, ids, ids.shape[0]), segment_min(labels, ids, last)
 
 
 def head_of_dtensor(weight: Tensor, bias: Tensor | None = None, **features: float | int | None) -> Head:

@@ -14,6 +14,7 @@ from . import checks
 from .objective.batch import Sequences
 from .objective.block import Scope
 from .objective.policy import PolicyObjective
+from .segments import segment_min
 from .sequences import sequences_of
 
 
@@ -99,11 +100,11 @@ def tokens_that_matter(mask: Tensor, advantages: Tensor, sequences: Sequences | 
         return nonzero
     if objective.scope == Scope.BATCH:
         return mask & nonzero.any()
-    return mask & (sequences.sums(nonzero.to(torch.float32)) > 0).index_select(0, sequences.ids)
+    return mask & (sequences.sums(nonzero.to(torch.float32)) > 0)[sequences.ids]
 
 
 def order_tokens(mask: Tensor, advantages: Tensor, sequences: Sequences | None, objective: PolicyObjective) -> tuple[Tensor, int, Tensor]:
-    """(rows, n_backward, boundaries) of a flat batch, in a stable order."""
+    """(rows, n_backward, boundaries) of a flat batch; sequences in the order of their first trained tokens, whatever their labels."""
     matters = tokens_that_matter(mask, advantages, sequences, objective)
     rows = mask.nonzero().squeeze(1)
     idle = (~matters.index_select(0, rows)).to(torch.int64)
@@ -111,8 +112,9 @@ def order_tokens(mask: Tensor, advantages: Tensor, sequences: Sequences | None, 
         order = torch.argsort(idle, stable=True)
         boundaries = torch.empty(0, dtype=torch.int64, device="cpu")
     else:
-        unit = idle * sequences.lengths.shape[0] + sequences.ids.index_select(0, rows)
-        unit, order = torch.sort(unit, stable=True)
+        own = sequences.ids[rows]
+        first = segment_min(torch.arange(rows.shape[0], device=rows.device), own, rows.shape[0], size=sequences.lengths.shape[0])
+        unit, order = torch.sort(idle * rows.shape[0] + first[own], stable=True)
         lengths = torch.unique_consecutive(unit, return_counts=True)[1].cpu()
         boundaries = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     return rows.index_select(0, order), int((idle == 0).sum()), boundaries

@@ -4,10 +4,9 @@ import torch
 from torch import Tensor
 
 from . import checks, values
-from .distributed import Denominator
 from .objective import PolicyObjective, Scope, TokenBatch
 from .objective.penalty import ANCHORS
-from .sequences import sequences_of
+from .sequences import Denominator, sequences_of
 
 
 def ready_tokens(
@@ -78,10 +77,12 @@ def ready_tokens(
         mask,
         sequence_ids,
         needed=objective.needs_sequences,
-        per_sequence=counted.per_sequence,
-        group_name=counted.sequence_group,
+        denominator=counted,
+        pooled=objective.scope == Scope.SEQUENCE,
     )
     total = _total(function, denominator, objective, mask, sequences, dtype)
+    if sequences is not None and sequences.fault is not None:
+        total = torch.where(sequences.fault, float("nan"), total)  # every weight, so the loss and all that has a gradient
     weights = objective.aggregation.weights(mask, sequences, dtype) / total
     ready_extras = _ready_extras(function, objective, shape, device, dtype, mask, extras, densities)
     return TokenBatch(advantages, None, advantages, old_log_probs, ref_log_probs, weights, sequences, ready_extras, mask), total

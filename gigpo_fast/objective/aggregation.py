@@ -21,7 +21,6 @@ class Aggregation(Block):
     zero_at_zero_advantage: ClassVar[bool] = True
     known_on_policy: ClassVar[bool] = True
     counts: ClassVar[str] = "something of its own"  # what the denominator counts: aggregations that count the same may share it
-    needs_lengths: ClassVar[bool] = False  # the weight of a token depends on its sequence's length
 
     def weights(self, mask: Tensor, sequences: Sequences | None, dtype: torch.dtype) -> Tensor:
         """Weight of each token, shaped like mask."""
@@ -72,10 +71,8 @@ class SequenceMeanTokenMean(_SequenceMean):
     With sequence_ids that number the prompts it is the token mean of each prompt's group, averaged over prompts.
     """
 
-    needs_lengths: ClassVar[bool] = True
-
     def weights(self, mask: Tensor, sequences: Sequences | None, dtype: torch.dtype) -> Tensor:
-        return (1.0 / sequences.lengths.to(dtype).clamp(min=1)).index_select(0, sequences.ids).view(mask.shape)
+        return (1.0 / sequences.lengths.to(dtype).clamp(min=1))[sequences.ids].view(mask.shape)
 
 
 @dataclasses.dataclass(frozen=True)

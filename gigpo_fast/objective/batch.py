@@ -19,6 +19,7 @@ class Sequences(NamedTuple):
     ids: Tensor  # (n,) int64 in 0 .. len(lengths) - 1
     lengths: Tensor  # (bound,) float, trained tokens of each whole sequence; 0 for numbers that are not in use
     group_name: str = ""  # the ranks over which these sequences are cut; "": every sequence is here as far as it matters
+    fault: Tensor | None = None  # 0-dim bool: labels that a check of values would have refused, so that the loss is to be NaN
 
     def sums(self, values: Tensor) -> Tensor:
         """(bound,) sum of `values` (n,) over each sequence, deterministic on every device, over all ranks that have a part."""
@@ -26,7 +27,8 @@ class Sequences(NamedTuple):
 
     def means(self, values: Tensor) -> Tensor:
         """(n,) for each token the mean of `values` over its sequence."""
-        return (self.sums(values) / self.lengths.clamp(min=1)).index_select(0, self.ids)
+        # Here and below: indexing by a tensor, whose gradient adds up in a fixed order; index_select's adds by float atomics on a GPU.
+        return (self.sums(values) / self.lengths.clamp(min=1))[self.ids]
 
 
 class TokenBatch(NamedTuple):
@@ -66,7 +68,7 @@ class TokenBatch(NamedTuple):
     def sequence_sums(self, values: Tensor) -> Tensor:
         """(n,) for each token the sum of `values` over the trained tokens of its sequence."""
         values = values if self.mask is None else torch.where(self.mask, values, 0)
-        return self.sequences.sums(values).index_select(0, self.sequences.ids)
+        return self.sequences.sums(values)[self.sequences.ids]
 
     def sequence_means(self, values: Tensor) -> Tensor:
         """(n,) for each token the mean of `values` over the trained tokens of its sequence."""
@@ -77,11 +79,11 @@ class TokenBatch(NamedTuple):
         values = values if self.mask is None else torch.where(self.mask, values, float("-inf"))
         largest = values.new_full(self.sequences.lengths.shape, float("-inf"))
         largest = largest.scatter_reduce(0, self.sequences.ids, values, "amax")
-        return largest_over_ranks(largest, self.sequences.group_name).index_select(0, self.sequences.ids)
+        return largest_over_ranks(largest, self.sequences.group_name)[self.sequences.ids]
 
     def sequence_lengths(self) -> Tensor:
         """(n,) for each token how many trained tokens its sequence has; at least 1."""
-        return self.sequences.lengths.clamp(min=1).to(self.advantages.dtype).index_select(0, self.sequences.ids)
+        return self.sequences.lengths.clamp(min=1).to(self.advantages.dtype)[self.sequences.ids]
 
     def label_sums(self, values: Tensor, labels: Tensor) -> Tensor:
         """(n,) for each token the sum of `values` over the trained tokens with the same label (any integers).
@@ -95,7 +97,7 @@ class TokenBatch(NamedTuple):
             )
         values = values if self.mask is None else torch.where(self.mask, values, 0)
         ids = dense_labels(labels)
-        return segment_sum(values, ids, ids.shape[0]).index_select(0, ids)
+        return segment_sum(values, ids, ids.shape[0])[ids]
 
     def total(self, values: Tensor) -> Tensor:
         """Sum over the trained tokens; what an untrained token holds cannot matter."""

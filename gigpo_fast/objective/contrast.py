@@ -54,4 +54,4 @@ class GroupContrast(Surrogate):
         """(n,) the largest of `values` over the trained tokens with the same label."""
         ids = dense_labels(labels)
         values = values if batch.mask is None else torch.where(batch.mask, values, float("-inf"))
-        return segment_max(values, ids, float("-inf")).index_select(0, ids)
+        return segment_max(values, ids, float("-inf"))[ids]

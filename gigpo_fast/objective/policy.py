@@ -98,6 +98,9 @@ def token_terms(objective: PolicyObjective, batch: TokenBatch) -> TokenTerms:
     loss = loss * batch.token_weights
     if apart is not None:
         loss = loss + apart
+    # A token whose term is NaN has a NaN coefficient too, also where its formula is flat: a guard on the gradient's norm must see it.
+    broken = loss.isnan()
+    loss = loss + torch.where(broken, usable.log_probs, 0) * torch.where(broken, float("nan"), 0.0)
     if batch.mask is not None:
         loss = torch.where(batch.mask, loss, 0)
     with torch.no_grad():

@@ -33,9 +33,10 @@ def segment_sum(values: Tensor, segment: Tensor, size: int) -> Tensor:
     return total.index_put_((segment,), values, accumulate=True)  # sorts by segment first; index_add_ would use atomics
 
 
-def segment_min(values: Tensor, segment: Tensor, empty: float) -> Tensor:
-    """(S,) the minimum of each segment, `empty` beyond the last."""
-    return torch.full_like(values, empty).scatter_reduce_(0, segment, values, "amin")
+def segment_min(values: Tensor, segment: Tensor, empty: float, *, size: int | None = None) -> Tensor:
+    """(S,) the minimum of each segment (of `size` segments, if given), `empty` for those without a row."""
+    least = values.new_full(values.shape if size is None else (size,), empty)
+    return least.scatter_reduce_(0, segment, values, "amin")
 
 
 def segment_max(values: Tensor, segment: Tensor, empty: float) -> Tensor:
