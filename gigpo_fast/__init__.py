@@ -25,6 +25,7 @@ __all__ = [
     "logprob",
     "loss",
     "objective",
+    "packing",
     "pairwise",
     "recipes",
     "reward",

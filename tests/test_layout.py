@@ -34,6 +34,7 @@ LEVELS = {
     "collectives": 1,
     "segments": 1,
     "head": 2,
+    "packing": 2,
     "sequences": 2,
     "sharded_head": 2,
     "objective": 2,

@@ -106,11 +106,10 @@ def summed(found: dict, process_group) -> dict:
 
 
 def total_of(b: SimpleNamespace, items: Tensor, objective, **groups) -> Denominator:
-    """The denominator as a rank counts it; with rows as sequences its micro-batches count their own lengths."""
+    """The denominator as a rank counts it."""
     ids = getattr(b, "sequence_ids", None)
     keywords = {} if ids is None else {"sequence_ids": ids[items]}
-    found = global_denominator(b.mask[items], aggregation=objective.aggregation, **keywords, **groups)
-    return Denominator(found.total) if ids is None else found
+    return global_denominator(b.mask[items], objective=objective, **keywords, **groups)
 
 
 def by_ranks_and_micro_batches(rank: int, ranks: int) -> dict:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from gigpo_fast import objective as blocks
-from gigpo_fast.distributed import Denominator, global_denominator
+from gigpo_fast import validation
+from gigpo_fast.distributed import global_denominator
 from gigpo_fast.head import Head
 from gigpo_fast.loss import LossOutput, linear_policy_loss, plan_tokens, policy_loss
 from tests.loss_helpers import keywords_of, make_batch
@@ -27,8 +28,9 @@ OBJECTIVES = {
 def batch():
     """Five sequences of packed tokens; one has no advantage, one has an advantage on the first rank only."""
     b = make_batch((N,), dtype=torch.float64, trained=0.9)
-    b.sequence_ids = torch.tensor([0] * 20 + [1] * 30 + [2] * 4 + [3] * 26 + [4] * 10)
-    b.advantages[b.sequence_ids == 2] = 0
+    number = torch.tensor([0] * 20 + [1] * 30 + [2] * 4 + [3] * 26 + [4] * 10)
+    b.sequence_ids = torch.tensor([7, 10**15, 3, 0, 12])[number]  # any labels, the same on all ranks
+    b.advantages[number == 2] = 0
     b.advantages[38:50] = 0
     return b
 
@@ -86,8 +88,8 @@ def ranks(request, tmp_path_factory):
 def test_parts_of_sequences_sum_to_one_process(ranks, name, on_policy):
     found, objective = [rank[name][on_policy] for rank in ranks], OBJECTIVES[name]
     b = batch()
-    denominator = global_denominator(b.mask, aggregation=objective.aggregation, sequence_ids=b.sequence_ids)
-    summed, own, whole = run(slice(0, N), objective, Denominator(denominator.total, denominator.per_sequence), on_policy=on_policy)
+    denominator = global_denominator(b.mask, objective=objective, sequence_ids=b.sequence_ids)
+    summed, own, whole = run(slice(0, N), objective, denominator, on_policy=on_policy)
     for index, want in enumerate(summed):
         assert error(sum(rank[0][index] for rank in found), want) < 1e-14
     for index, want in enumerate(own):
@@ -103,10 +105,16 @@ def test_rows_cut_over_ranks_need_no_numbers(ranks):
     assert ranks[0]["rows"].total == 2 and ranks[0]["rows"].per_sequence.tolist() == [len(ranks) * 3.0, 3.0, 0.0]
 
 
-def test_without_the_group_the_gradient_is_another(ranks):
-    """The control: each rank with its own part alone, lengths given, gets another gradient."""
+def test_part_of_a_sequence_that_is_pooled_is_refused():
+    """Without the group no rank can pool a sequence of which others have a part: refused, and NaN where values are not checked."""
     objective, b = OBJECTIVES["sequence"], batch()
-    whole = global_denominator(b.mask, aggregation=objective.aggregation, sequence_ids=b.sequence_ids)
-    alone = [run(slice(*CUTS[2][rank : rank + 2]), objective, Denominator(whole.total, whole.per_sequence)) for rank in range(2)]
-    want = run(slice(0, N), objective, whole)
-    assert error(torch.cat([rank[1][0] for rank in alone]), want[1][0]) > 1e-6
+    whole = global_denominator(b.mask, objective=objective, sequence_ids=b.sequence_ids)
+    with pytest.raises(ValueError, match=r"the batch must be of whole sequences .* got \d+ of \d+ trained .*; keep a sequence in one micro-batch"):
+        run(slice(*CUTS[2][:2]), objective, whole)
+    with validation("metadata"):
+        summed, own, _ = run(slice(*CUTS[2][:2]), objective, whole)
+    assert summed[0].isnan() and own[1].isnan().any()
+    summed, *_ = run(slice(0, 50), objective, whole)  # the advice: micro-batches of whole sequences
+    rest, *_ = run(slice(50, N), objective, whole)
+    want, *_ = run(slice(0, N), objective, whole)
+    assert all(error(one + other, both) < 1e-14 for one, other, both in zip(summed, rest, want))
