@@ -32,7 +32,10 @@ def _batch():
     return b, number
 
 
-def batch(labels=torch.arange(8)):
+DENSE = torch.arange(8)
+
+
+def batch(labels=DENSE):
     b, number = _batch()
     b = per_token(b, torch.Tensor.clone)
     b.sequence_ids = labels[number]
