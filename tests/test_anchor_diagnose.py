@@ -203,7 +203,7 @@ def test_states_that_are_no_texts_and_no_states():
     assert ragged.ambiguous == pytest.approx(2 / 3) and "(row 0 for 2)" in ragged.warnings[0]
     empty = anchor.diagnose([], [], truth=[], trajectory=[])
     assert (empty.steps, empty.tasks, empty.groups, empty.alone, empty.key) == (0, 0, 0, 0.0, None)
-    assert str(empty).startswith("0 steps of 0 tasks in 0 groups")
+    assert str(empty) == "no valid step: there is nothing to diagnose"
     assert anchor.diagnose([None, None], valid=[False, False]).steps == 0
 
 
@@ -233,6 +233,9 @@ def test_long_work_shows_its_progress(capsys, monkeypatch):
         ({"truth": [1, 2, 3]}, ValueError, "diagnose: truth must be 2 values"),
         ({"trajectory": []}, ValueError, "diagnose: trajectory must be 2 values"),
         ({"tokens": torch.ones(3)}, ValueError, "diagnose: tokens must be 2 values"),
+        ({"action": ["go", "go"]}, ValueError, "diagnose: trajectory must be given with action, got None; without it nobody knows"),
+        ({"ids": [1]}, ValueError, "diagnose: ids must be 2 values"),
+        ({"seconds": -1}, ValueError, "diagnose: seconds must be a finite number >= 0.0, got -1; None has no limit"),
         ({"valid": [True]}, ValueError, "diagnose: valid must be 2 values"),
         ({"truth": [1.0, 2.0]}, TypeError, "diagnose: truth[0] must be str, int or another exact hashable"),
         ({"trajectory": torch.rand(2)}, TypeError, "diagnose: trajectory must be (any,) int64"),

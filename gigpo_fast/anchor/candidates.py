@@ -1,5 +1,6 @@
 """Candidates for normalisers, read off texts of one task that are nearly equal: those equal but for numbers, for order, for blanks."""
 
+import functools
 import math
 import re
 from collections import Counter, defaultdict
@@ -52,13 +53,14 @@ def list_candidates(texts: Texts, current: list[str]) -> list[Candidate]:
     """The lists that stand in another order in texts that hold the same words."""
     votes: Counter = Counter()
     masked = [_digits(text) for text in current]  # so that a counter does not hide them
+    words_of = functools.cache(lambda normaliser, text: normaliser(text).split())  # a text is compared with two neighbours
     compared = 0
     for pairs in _nearly_equal(texts, masked, lambda text: " ".join(sorted(re.findall(r"\w+", text)))):
         different = list({_blanks(masked[pair]): pair for pair in pairs}.values())[:MOST_OF_ONE_KIND]
         for one, other in zip(different, different[1:]):
             if compared < MOST_PAIRS and _moves_words(masked[one], masked[other]):
                 compared += 1
-                found = _orders(masked[one], masked[other], thorough=10 * compared <= MOST_PAIRS)
+                found = _orders(masked[one], masked[other], words_of, thorough=10 * compared <= MOST_PAIRS)
                 votes.update(dict.fromkeys(found, texts.steps[one] + texts.steps[other]))
     chosen = [normaliser for normaliser, _ in votes.most_common(MOST_CONTEXTS)]
     return [Candidate(normaliser, _what_is_sorted(normaliser), False, view=_digits | _blanks) for normaliser in chosen]
@@ -91,11 +93,11 @@ def _context(text: str, number: re.Match) -> tuple[str, str]:
     return before[1] if before else "", behind[1] if behind else ""
 
 
-def _orders(one: str, other: str, *, thorough: bool) -> list[Normaliser]:
+def _orders(one: str, other: str, words_of: Callable[[Normaliser, str], list[str]], *, thorough: bool) -> list[Normaliser]:
     """The simplest normalisers that make two texts equal by sorting; `thorough`: also what stands before a list is looked at."""
 
     def agree(normaliser: Normaliser) -> bool:
-        return normaliser(one).split() == normaliser(other).split()
+        return words_of(normaliser, one) == words_of(normaliser, other)
 
     for simple in (_lines, _items, _lines | _items):
         if agree(simple):

@@ -1,5 +1,6 @@
 """The different texts of every task, and what a normaliser would make of them: how many steps would be alone, which states would merge."""
 
+import random
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,6 +21,9 @@ class Texts(NamedTuple):
     def total(self) -> int:
         """S, the number of steps."""
         return sum(self.steps)
+
+
+SAMPLE = 1000  # texts on which maskings are tried
 
 
 class Outcome(NamedTuple):
@@ -53,6 +57,25 @@ def read_texts(states: list[str], task: list[int], truth: list[int] | None, traj
             truths[pair].add(truth[row])
     known = None if truth is None else [frozenset(states) for states in truths]
     return Texts([task for task, _ in number], [text for _, text in number], steps, known, list(sequences.values()))
+
+
+def sample(texts: Texts) -> Texts:
+    """Whole tasks that hold about SAMPLE texts together, drawn the same way each time; all of them if there are not more."""
+    if len(texts.text) <= SAMPLE:
+        return texts
+    of_task: dict[int, list[int]] = defaultdict(list)
+    for pair, task in enumerate(texts.task):
+        of_task[task].append(pair)
+    order, chosen = list(of_task), []
+    random.Random(0).shuffle(order)
+    for task in order:
+        if chosen and len(chosen) + len(of_task[task]) > SAMPLE:
+            continue
+        chosen += of_task[task][: SAMPLE - len(chosen)]
+    place = {pair: number for number, pair in enumerate(sorted(chosen))}
+    pick = lambda values: None if values is None else [values[pair] for pair in place]  # noqa: E731
+    sequences = [[place[pair] for pair in pairs if pair in place] for pairs in texts.sequences]
+    return Texts(pick(texts.task), pick(texts.text), pick(texts.steps), pick(texts.truths), [pairs for pairs in sequences if pairs])
 
 
 def outcome(texts: Texts, text: list[str], among: list[int] | None = None) -> Outcome:

@@ -37,6 +37,8 @@ class _Frame:
 
 def sort_inline(text: str, after: str | None) -> str:
     """`text` with the items of its lists sorted: of those behind `after`, or else behind every colon and opening bracket."""
+    if not _SEPARATOR.search(text) or (after is not None and not _start(after).search(text)):
+        return text  # no list of two items
     frames, place = [_Frame()], 0
     for found in _tokens(after).finditer(text):
         frame, kind = frames[-1], found.lastgroup
@@ -63,6 +65,14 @@ def sort_inline(text: str, after: str | None) -> str:
         inside = frames.pop().finish()
         frames[-1].current += inside
     return frames[0].finish()
+
+
+_SEPARATOR = re.compile(r",\s|\s(?:and|or)\s")
+
+
+@functools.lru_cache(maxsize=256)
+def _start(after: str) -> re.Pattern:
+    return re.compile(whole_words(after))
 
 
 @functools.lru_cache(maxsize=256)

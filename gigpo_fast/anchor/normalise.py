@@ -58,7 +58,8 @@ class _Pattern(Normaliser):
 @dataclass(frozen=True, repr=False)
 class _Whitespace(Normaliser):
     def apply(self, text: str) -> str:
-        return re.sub(r"\s+", lambda blanks: "\n" if "\n" in blanks[0] else " ", text).strip()
+        lines = (" ".join(line.split()) for line in text.split("\n"))
+        return "\n".join(line for line in lines if line)
 
     def __repr__(self) -> str:
         return "whitespace()"
@@ -214,6 +215,8 @@ def unless(normaliser: Normaliser, results: Iterable[str]) -> Normaliser:
     compose(normaliser)  # which checks it
     if isinstance(results, str):
         checks.fail("unless", "results", "a collection of texts", results, "put it in a list", error=TypeError)
+    if isinstance(normaliser, _Unless):  # one set of exceptions says the same
+        return _Unless(normaliser.normaliser, normaliser.results | frozenset(results))
     return _Unless(normaliser, frozenset(results))
 
 

@@ -41,8 +41,8 @@ class Proposal(NamedTuple):
         return f"{text}; not proposed: {self.refused}" if self.refused else text
 
 
-def propose(texts: Texts, progress: Callable[[Iterable], Iterable]) -> tuple[list[Proposal], list[Proposal]]:
-    """The maskings to apply, one after the other, and those that were tried and refused."""
+def propose(texts: Texts, every: Texts, progress: Callable[[Iterable], Iterable]) -> tuple[list[Proposal], list[Proposal]]:
+    """The maskings to apply, one after the other, and those that were refused: learnt and tried on `texts`, applied to `every` text."""
     accepted: list[tuple[Normaliser, str]] = []
     refused: dict[str, Proposal] = {}
     current, best = texts.text, None
@@ -60,7 +60,7 @@ def propose(texts: Texts, progress: Callable[[Iterable], Iterable]) -> tuple[lis
     by_length = sorted(refused.values(), key=lambda proposal: -len(proposal.what))
     distinct = {(proposal.groups, proposal.alone, proposal.refused): proposal for proposal in by_length}  # keeps the shortest
     others = sorted(distinct.values(), key=lambda proposal: ("number" in proposal.what, proposal.groups))
-    return _in_a_row(texts, _needed(texts, accepted)), others
+    return _in_a_row(every, _needed(texts, accepted), checked=texts is not every), others
 
 
 def _best(texts: Texts, current: list[str], candidates: Iterable[Candidate]) -> tuple[tuple | None, list[Proposal]]:
@@ -100,10 +100,15 @@ def _needed(texts: Texts, accepted: list[tuple[Normaliser, str]]) -> list[tuple[
     return accepted
 
 
-def _in_a_row(texts: Texts, accepted: list[tuple[Normaliser, str]]) -> list[Proposal]:
+def _in_a_row(texts: Texts, accepted: list[tuple[Normaliser, str]], *, checked: bool) -> list[Proposal]:
+    """What each leaves on top of the ones before; `checked`: they were tried on a sample, so truth is asked about all texts once more."""
     current, proposals = texts.text, []
     for normaliser, what in accepted:
-        current = changed_by(normaliser, current)
+        if checked and texts.truths is not None:
+            tried = attempt(texts, current, normaliser)
+            normaliser, current = tried.normaliser, tried.text
+        else:
+            current = changed_by(normaliser, current)
         proposals.append(_proposal(texts, normaliser, what, outcome(texts, current), ""))
     return proposals
 
