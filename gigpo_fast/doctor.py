@@ -21,6 +21,7 @@ VARIABLES = {
     "GIGPO_FAST_BACKEND": "which path runs: auto, triton, native or torch",
     "GIGPO_FAST_VALIDATE": "how much is checked: auto, full or metadata",
     "GIGPO_FAST_HASH_SEED": "a fixed seed for the fingerprints of anchor grouping (no id depends on it)",
+    "XDG_CACHE_HOME": "where compiled CUDA kernels of grouping are kept (~/.cache without it)",
     "TRITON_INTERPRET": "1 interprets Triton kernels on a CPU, slowly",
     "OMP_NUM_THREADS": "threads of CPU operations",
     "CUDA_VISIBLE_DEVICES": "which GPUs are visible",

@@ -1,7 +1,5 @@
 """The CUDA grouping kernels compile for every architecture, ahead of time and at run time, without a GPU."""
 
-import ctypes
-import importlib.util
 import pathlib
 import re
 import shutil
@@ -61,29 +59,6 @@ def test_host_part_compiles_against_the_stable_abi(tmp_path):
         [*command, f"-I{include}", "-Xcompiler", "-fPIC", "-c", SOURCE, "-o", tmp_path / "a.o"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-
-
-def _nvrtc() -> ctypes.CDLL:
-    spec = importlib.util.find_spec("nvidia")
-    folders = spec.submodule_search_locations if spec is not None else []
-    found = sorted(path for folder in folders for path in pathlib.Path(folder).glob("*/lib/libnvrtc.so.*"))
-    return ctypes.CDLL(str(found[0])) if found else pytest.skip("NVRTC is not installed: pip install nvidia-cuda-nvrtc")
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_nvrtc_compiles_the_same_source(architecture):
-    nvrtc, program, size = _nvrtc(), ctypes.c_void_p(), ctypes.c_size_t()
-    assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), cuda.source().encode(), b"anchor_cuda.cu", 0, None, None) == 0
-    options = (ctypes.c_char_p * 1)(f"--gpu-architecture={architecture}".encode())
-    result = nvrtc.nvrtcCompileProgram(program, len(options), options)
-    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-    log = ctypes.create_string_buffer(size.value)
-    nvrtc.nvrtcGetProgramLog(program, log)
-    assert result == 0 and log.value == b"", log.value.decode()
-    assert nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size)) == 0 and size.value > 10_000
-    binary = ctypes.create_string_buffer(size.value)
-    nvrtc.nvrtcGetCUBIN(program, binary)
-    assert all(name.encode() in binary.raw for name in cuda.KERNELS)
 
 
 def test_the_source_is_one_text():

@@ -1,9 +1,9 @@
 """The CUDA path: csrc/anchor_cuda.cu on the states' own device, from a library built ahead of time or compiled at first use.
 
-At first use means NVRTC, which CUDA builds of torch bring with them; torch's wrapper for it is private, so this file alone touches it,
-after asking whether it is there. Where neither way exists, `why_not` says so and the torch path runs on the device instead.
+At first use means NVRTC (nvrtc.py), which CUDA builds of torch bring with them; no CUDA toolkit is needed. Either way the kernels first
+group a few states whose ids are known. Where neither way gets that right, `why_not` says why and the torch path runs on the device instead.
 
-State of proof: compiled for sm_80, sm_90 and sm_100, and run thread by thread on a CPU (tests/anchor_shim.h); not yet on a GPU.
+State of proof: compiled for sm_75 to sm_120, and run thread by thread on a CPU (tests/anchor_shim.h); not yet on a GPU.
 """
 
 import functools
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..types import StateGroups
-from . import sorting
+from . import driver, nvrtc, sorting
 from .hash_key import HashKey
 from .rows import Packed
 
@@ -111,26 +111,60 @@ def _why_not_on(index: int) -> str | None:
     try:
         _kernels(index)
     except Exception as error:  # whatever the compiler or the driver says: grouping goes on without the kernels
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
+        return _line(error)
     return None
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 @functools.cache
 def _kernels(index: int) -> Kernels:
-    built = sorted(pathlib.Path(__file__).resolve().parent.parent.glob("_cuda*.so"))
-    if built:
-        torch.ops.load_library(str(built[0]))
-        return Kernels(torch.ops.gigpo_fast_C.enter_packed, torch.ops.gigpo_fast_C.rehash_packed)
-    compile_kernel = getattr(torch.cuda, "_compile_kernel", None)
-    if compile_kernel is None:
-        raise RuntimeError("this torch has no NVRTC wrapper (torch.cuda._compile_kernel) and no _cuda library was built")
-    text = source()
-    with torch.cuda.device(index):
-        return from_functions(*[compile_kernel(text, name) for name in KERNELS])
+    """Kernels that were seen to work on a device: a library that was built may not know its architecture."""
+    reasons = []
+    for name, way in (("the library built ahead of time", built), ("the source compiled by NVRTC", compiled)):
+        try:
+            with torch.cuda.device(index):
+                kernels = way(index)
+                if kernels is not None:
+                    try_out(kernels, torch.device("cuda", index))
+                    return kernels
+        except Exception as error:  # as in _why_not_on
+            reasons.append(f"{name}: {_line(error)}")
+    raise RuntimeError("; ".join(reasons))
+
+
+def built(index: int) -> Kernels | None:
+    """From the library that was built ahead of time, None if none was."""
+    found = sorted(pathlib.Path(__file__).resolve().parent.parent.glob("_cuda*.so"))
+    if not found:
+        return None
+    torch.ops.load_library(str(found[0]))
+    return Kernels(torch.ops.gigpo_fast_C.enter_packed, torch.ops.gigpo_fast_C.rehash_packed)
+
+
+def compiled(index: int) -> Kernels:
+    """Compiled here, all at once, for the device's architecture."""
+    major, minor = torch.cuda.get_device_capability(index)
+    module = driver.Module(nvrtc.cubin(source(), f"sm_{major}{minor}"), index)
+    return from_functions(*map(module.kernel, KERNELS))
+
+
+def try_out(kernels: Kernels, device: torch.device) -> None:
+    """Group states of every kind, each twice and at two alignments, with good hashes and bad ones; raises if an id is wrong."""
+    period, states = 251, [(0, length) for length in (0, 3, 7, 16, 100, 300, 9000)] + [(start, 40) for start in range(6)]
+    starts, lengths = torch.tensor(states + [(start + period, length) for start, length in states], device=device).unbind(1)
+    data = (torch.arange(period + 9000, device=device) % period).to(torch.uint8)
+    for bits in (128, 1):  # with one bit, states of one length are set aside
+        key = HashKey(seed=1, sip_low=2, sip_high=3, bits=bits)
+        found = group_with(kernels, Packed(data, starts, lengths), None, bytes_decide=True, key=key, blocks=2)
+        if found.ids.tolist() != 2 * list(range(len(states))):
+            raise RuntimeError("the kernels' answer for states whose ids are known is wrong")
 
 
 def from_functions(fingerprint, fingerprint_long, enter, enter_long, rehash) -> Kernels:
-    """The two steps from kernels that are called as torch's wrapper calls them, with grid, block and args."""
+    """The two steps from kernels that are called with grid, block and args, as those of a driver.Module are."""
 
     def run_enter(settings, data, starts, lengths, labels, fingerprints, table, first_row, slots, long_rows, counters, grid):
         shape = {"grid": (grid, 1, 1), "block": (THREADS, 1, 1)}
