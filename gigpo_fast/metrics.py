@@ -31,7 +31,7 @@ class Layout(NamedTuple):
         return len(self.sums) + 2 * len(self.means)
 
     def pack(self, sums: dict[str, Tensor], means: dict[str, tuple[Tensor, Tensor]], maxima: dict[str, Tensor], like: Tensor) -> Tensor:
-        """(size,) float32 from 0-dim tensors; a name that is absent counts nothing."""
+        """(size,) float32 from 0-dim tensors; a mean that is absent counts nothing, and is not reported."""
         zero = like.new_zeros((), dtype=torch.float32)
         nothing = (zero, zero)
         entries = [sums.get(name, zero) for name in self.sums]
@@ -46,13 +46,13 @@ class Layout(NamedTuple):
         return torch.cat([stacked[:, : self._maxima].sum(0), stacked[:, self._maxima :].amax(0)])
 
     def as_floats(self, vector: Tensor) -> dict[str, float]:
-        """Values by name; a mean over nothing is 0. Waits for the device once."""
+        """Values by name, without the means over nothing: nobody measured those. Waits for the device once."""
         values = vector.tolist()
         first, counts = len(self.sums), len(self.sums) + len(self.means)
         result = dict(zip(self.sums, values))
         for index, name in enumerate(self.means):
-            count = values[counts + index]
-            result[name] = values[first + index] / count if count else 0.0
+            if count := values[counts + index]:
+                result[name] = values[first + index] / count
         return result | dict(zip(self.maxima, values[self._maxima :]))
 
 

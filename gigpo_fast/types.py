@@ -45,7 +45,7 @@ class LossOutput(NamedTuple):
     metrics: Tensor  # (gigpo_fast.metrics.SIZE,) float32, detached
 
     def metrics_as_floats(self) -> dict[str, float]:
-        """The metrics by name as Python floats; the only place that waits for the device."""
+        """The metrics by name as Python floats, without those that nobody measured; the only place that waits for the device."""
         from .metrics import as_floats
 
         return as_floats(self.metrics)

@@ -205,20 +205,20 @@ class FusedPolicyLoss:
         found = output.metrics_as_floats()
         log = self._metrics[mode]
         if self.args.beta:
-            log["kl"].append(self._mean_over_tokens(found["ref_kl"], found))
-        log["entropy"].append(self._mean_over_tokens(found["entropy"], found))
+            log["kl"].append(self._mean_over_tokens("ref_kl", found))
+        log["entropy"].append(self._mean_over_tokens("entropy", found))
         if inputs.get("old_per_token_logps") is None:
             self._log_ratio_one(log, inputs["advantages"], mask)
         elif self.args.loss_type in config.CLIPPED and self.args.importance_sampling_level == "token":
-            low, high = (self._mean_over_tokens(found[f"clip_fraction_{side}"], found) for side in ("low", "high"))
+            low, high = (self._mean_over_tokens(f"clip_fraction_{side}", found) for side in ("low", "high"))
             log["clip_ratio/low_mean"].append(low)
             log["clip_ratio/high_mean"].append(high)
             log["clip_ratio/region_mean"].append(low + high)
 
-    def _mean_over_tokens(self, mean: float, found: dict[str, float]) -> float:
-        """The mean over the tokens of all processes, from this one's mean."""
-        count = found["n_active"]
-        parts = torch.tensor([mean * count, count], dtype=torch.float32, device=self.accelerator.device)
+    def _mean_over_tokens(self, name: str, found: dict[str, float]) -> float:
+        """The mean over the tokens of all processes, from this one's mean, which is absent where it has no trained token."""
+        count = found["n_active"] if name in found else 0.0
+        parts = torch.tensor([found.get(name, 0.0) * count, count], dtype=torch.float32, device=self.accelerator.device)
         totals = self.accelerator.reduce(parts, reduction="sum")
         return (totals[0] / totals[1].clamp(min=1.0)).item()
 

@@ -208,12 +208,13 @@ def estimator_of(function: str, kl_type: str) -> Estimator:
 
 def metrics_of(mode: str, found: Mapping[str, float]) -> dict[str, float]:
     """What verl's function of this mode reports, from the engine's metrics."""
-    low, high, dual, kl = (found[name] for name in ("clip_fraction_low", "clip_fraction_high", "dual_clip_fraction", "approx_kl"))
+    # A micro-batch without a trained token has no means; verl's functions say 0 there.
+    low, high, dual, kl = (found.get(name, 0.0) for name in ("clip_fraction_low", "clip_fraction_high", "dual_clip_fraction", "approx_kl"))
     match mode:
         case "gpg":
             return {}
         case "kl_cov":
-            return {"actor/ppo_kl": found["ref_kl"]}  # the estimate of its own penalty, the first one
+            return {"actor/ppo_kl": found.get("ref_kl", 0.0)}  # the estimate of its own penalty, the first one
         case "dro":
             return {"actor/ppo_kl": kl}
         case "clip_cov":

@@ -12,7 +12,7 @@ from .policy import PolicyObjective, TokenTerms
 def measure(
     objective: PolicyObjective, batch: TokenBatch, terms: TokenTerms, denominator: Tensor, *, skipped: Tensor | None = None
 ) -> Tensor:
-    """(metrics.SIZE,) float32. `skipped` (n,) bool marks tokens that cost no backward."""
+    """(metrics.SIZE,) float32. `skipped` (n,) bool marks tokens that cost no backward, where a head was skipped at all."""
     usable = batch._replace(log_probs=batch.log_probs.detach())
     tokens = usable.total(torch.ones_like(usable.log_probs))
     clipped = objective.surrogate.clipped(usable, terms.ratio)
@@ -27,9 +27,10 @@ def measure(
         "dual_clip_fraction": (count(clipped.dual), tokens),
         "approx_kl": (-usable.total(terms.log_ratio), tokens),
         "ratio_clamped_fraction": (count(terms.clamped), tokens),
-        "skipped_fraction": (tokens.new_zeros(()) if skipped is None else count(skipped), tokens),
-        "two_pass_fraction": (tokens.new_zeros(()), tokens),  # who recomputes adds how many
     }
+    if skipped is not None:
+        means["skipped_fraction"] = (count(skipped), tokens)
+        means["two_pass_fraction"] = (tokens.new_zeros(()), tokens)  # who recomputes adds how many
     if terms.ref_kl is not None:
         means["ref_kl"] = (usable.total(terms.ref_kl), tokens)
     if batch.entropy is not None:

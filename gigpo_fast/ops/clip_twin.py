@@ -73,6 +73,7 @@ def score_with_twin(
         "entropy": (rows.entropy.sum(), tokens),
         "ratio_clamped_fraction": (count(clip_loss.RATIO_CLAMPED), tokens),
         "skipped_fraction": (((rows.d_log_probs == 0) & (rows.d_entropy == 0)).sum(), tokens),
+        "two_pass_fraction": (torch.zeros_like(tokens), tokens),
     }
     if objective.divergence is not None:
         means["ref_kl"] = (objective.divergence.estimator.value(rows.log_probs, batch.ref_log_probs).sum(), tokens)

@@ -28,7 +28,7 @@ class PairwiseOutput(NamedTuple):
     metrics: Tensor  # (pairwise.metrics.SIZE,) float32, detached
 
     def metrics_as_floats(self) -> dict[str, float]:
-        """The metrics by name as Python floats; the only place that waits for the device. A mean over nothing is 0."""
+        """The metrics by name as Python floats; the only place that waits for the device. A mean over nothing is absent."""
         return PAIRS.as_floats(self.metrics)
 
     @staticmethod

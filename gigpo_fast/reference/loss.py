@@ -194,10 +194,12 @@ def _seen(b, usable, t, dropped, log_rho, ratio, surrogate, estimate) -> dict[st
         "nonfinite_tokens": float(t in dropped or not math.isfinite(value(b.lp[t]))),
         "approx_kl": -value(log_rho if token_ratio else usable.delta(t)),
         "ratio_clamped_fraction": float(value(log_ratio(ratio, usable, t)) != value(log_rho)),
-        "ref_kl": 0.0 if estimate is None else value(estimate),
-        "entropy": 0.0 if b.H is None else value(b.H[t]),
         "ratio_max": math.exp(value(log_rho)),
     }
+    if estimate is not None:
+        found["ref_kl"] = value(estimate)
+    if b.H is not None:
+        found["entropy"] = value(b.H[t])
     if surrogate[0] == "Clip":
         low, high, dual = (surrogate[1][name] for name in ("low", "high", "dual"))
         capped, A = value(bounded(torch.exp(log_rho), None, surrogate[1]["ceiling"])), b.A[t]
@@ -208,8 +210,8 @@ def _seen(b, usable, t, dropped, log_rho, ratio, surrogate, estimate) -> dict[st
 
 
 def _report(seen: list[dict[str, float]], loss_sum: float, D: float) -> dict[str, float]:
-    names = ("clip_fraction_low", "clip_fraction_high", "dual_clip_fraction", "approx_kl", "ratio_clamped_fraction", "ref_kl", "entropy")
-    report = {name: math.fsum(token.get(name, 0.0) for token in seen) / max(len(seen), 1) for name in names}
+    names = {"clip_fraction_low", "clip_fraction_high", "dual_clip_fraction"}.union(*seen) - {"nonfinite_tokens", "ratio_max"}
+    report = {name: math.fsum(token.get(name, 0.0) for token in seen) / len(seen) for name in names if seen}
     report["nonfinite_tokens"] = sum(token["nonfinite_tokens"] for token in seen)
     report["ratio_max"] = max((token["ratio_max"] for token in seen), default=0.0)
     return report | {"loss_sum": loss_sum, "n_active": float(len(seen)), "denominator": D}
