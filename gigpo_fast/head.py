@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import checks
 from .collectives import group_of
+from .linear_head import check_memory, check_plain_weight
 from .sharded_head import shard_columns
 
 
@@ -53,6 +54,7 @@ def ready_head(function: str, hidden: Tensor, head: Tensor | Head, temperature: 
     """Check hidden, head and temperature against each other and flatten them; `leading` is the shape of the tokens."""
     head = head if isinstance(head, Head) else Head(head)
     _check_weight(function, head)
+    check_memory(function, "head.weight", head.weight, hidden)
     checks.tensor(
         function,
         "hidden",
@@ -199,6 +201,7 @@ def _check_weight(function: str, head: Head) -> None:
             "call inside LinearPolicyLoss, which FSDP2 unshards, or pass distributed.head_of_dtensor(weight); nothing is gathered silently",
             error=TypeError,
         )
+    check_plain_weight(function, "head.weight", weight)
     if weight.dim() != 2 or weight.numel() == 0:
         checks.fail(
             function,

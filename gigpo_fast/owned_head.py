@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from . import checks
 from .distributed import head_of_dtensor
 from .head import Head
+from .linear_head import check_linear
 
 # owner -> (module, name) of the parameters that were the head's weight when the owner was made. Outside of the owner: copies have none.
 _ties: "weakref.WeakKeyDictionary[nn.Module, list[tuple[weakref.ref, str]]]" = weakref.WeakKeyDictionary()
@@ -32,15 +33,7 @@ def remember_ties(owner: nn.Module, lm_head: nn.Module) -> None:
 def owned_head(owner: nn.Module, lm_head: nn.Module, group_name: str | None, **features: float | int | None) -> Head:
     """The head as it is while the owner's forward runs; raises where its gradient would not reach the parameter that is trained."""
     function = "LinearPolicyLoss"
-    if hasattr(lm_head, "base_layer"):
-        checks.fail(
-            function,
-            "lm_head",
-            "a plain linear head",
-            f"{type(lm_head).__name__}, an adapter around one",
-            "merge the adapter or leave the head out of target_modules: its update would be dropped silently",
-            error=TypeError,
-        )
+    check_linear(function, "lm_head", lm_head, "a plain linear head")
     weight, bias = lm_head.weight, getattr(lm_head, "bias", None)
     if torch.distributed.is_available() and torch.distributed.is_initialized() and not torch.compiler.is_compiling():
         for reference, name in _ties.get(owner, []):

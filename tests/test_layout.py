@@ -35,6 +35,7 @@ LEVELS = {
     "segments": 1,
     "head": 2,
     "packing": 2,
+    "linear_head": 2,
     "sequences": 2,
     "sharded_head": 2,
     "objective": 2,
