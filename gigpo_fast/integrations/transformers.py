@@ -5,15 +5,18 @@ architectures are listed with what each does, and one that is not listed is refu
 """
 
 import functools
+import inspect
 import sys
-import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from .. import checks
 from ..head import Head
+from ..linear_head import check_linear, check_plain_weight
+from .transformers_wrappers import causal_lm, check_inputs, is_wrapped, put_inside, taken_by_peft
 
 _Config = Any  # of transformers; its type is not imported, since nothing but attributes is read
 
@@ -57,9 +60,9 @@ def policy_head(model: nn.Module, *, vocab_size: int | None = None) -> Head:
 
     `vocab_size` leaves out the padded columns of a weight: transformers and most trainers keep them in the softmax, so the default does.
     Raises by name for an architecture that is not in ARCHITECTURES, an adapter on the head, prompt tuning, a value head, further
-    prediction heads, and a model inside a wrapper that reduces gradients.
+    prediction heads, a head that is offloaded, quantised or made by a hook, and a model inside a wrapper that reduces gradients.
     """
-    return _head("policy_head", _causal_lm("policy_head", model), vocab_size)
+    return _head("policy_head", causal_lm("policy_head", model), vocab_size)
 
 
 def hidden_and_head(model: nn.Module, *, vocab_size: int | None = None, auxiliary: bool = False, **inputs: Any) -> HiddenStates:
@@ -67,82 +70,106 @@ def hidden_and_head(model: nn.Module, *, vocab_size: int | None = None, auxiliar
 
         hidden = model.base_model(**inputs).last_hidden_state             # what model(**inputs) multiplies by its head
 
-    `inputs` are those of the model's forward but labels and logits_to_keep, which concern logits. With `auxiliary` a mixture of experts
-    also returns its load-balancing loss, the model's own function of its router logits. Errors as in `policy_head`.
+    `model` is called as it is: PEFT's forward, accelerate's autocast and the graphs of torch.compile(model) act as in model(**inputs), and
+    a model inside such wrappers is prepared by `add_head_call` for that. Outside of autocast its hidden states then come in the head's
+    dtype. `inputs` are those of the model's forward but labels and logits_to_keep, which concern logits; keywords that nothing would read
+    are refused. With `auxiliary` a mixture of experts also returns its load-balancing loss, the model's own function of its router logits.
+    Errors as in `add_head_call`.
     """
     function = "hidden_and_head"
-    causal = _causal_lm(function, model)
+    causal = causal_lm(function, model)
     head = _head(function, causal, vocab_size)
     inputs = {name: value for name, value in inputs.items() if value is not None}
-    unread = sorted({"labels", "shift_labels", "logits_to_keep", "return_dict"} & inputs.keys())
-    if unread:
-        checks.fail(function, "inputs", "what the model's layers read", f"also {unread}", "leave them out: no logits are formed here")
-    if auxiliary:
-        inputs["output_router_logits"] = True
-    outputs = causal.base_model(**{"use_cache": False, **inputs})
-    balance = _balance(function, causal, outputs, inputs.get("attention_mask")) if auxiliary else None
-    return HiddenStates(outputs.last_hidden_state, head, balance)
+    check_inputs(function, causal, inputs, taken=taken_by_peft(model))
+    if model is causal and not is_wrapped(causal):
+        return _states(head, _run_layers(function, causal, inputs, auxiliary))
+    _prepare(function, causal)
+    layers = model(**inputs, auxiliary=auxiliary, head_call=_layers_alone)
+    if not isinstance(layers, _Layers):
+        got = f"{type(layers).__name__} from the forward of {type(model).__name__}, which does not pass head_call on"
+        checks.fail(function, "model", "a causal LM in wrappers that pass keywords on", got, "pass the model inside it", error=TypeError)
+    if not torch.is_autocast_enabled(layers.hidden.device.type):
+        layers = layers._replace(hidden=layers.hidden.to(head.weight.dtype))
+    return _states(head, layers)
 
 
 def add_head_call(model: nn.Module) -> None:
     """Let `model(**inputs, head_call=f)` return f(hidden_states, head, auxiliary_loss) from inside this model's forward.
 
     For losses under wrappers that work around the forward (DistributedDataParallel, autocast of accelerate): the head's gradient is then
-    reduced with the others. The forward of this one object is wrapped, once; without `head_call` it is what it was.
+    reduced with the others. This one object becomes one of a subclass, whose forward without `head_call` is what it was; copies, pickles
+    and merged adapters stay so. Errors as in `policy_head`, and for a forward that something unknown has replaced on this object.
     """
-    causal = _causal_lm("add_head_call", model)
+    causal = causal_lm("add_head_call", model)
     _head("add_head_call", causal, None)  # refuse now what would be refused at the first step
-    inner = causal.forward
-    if getattr(inner, "takes_head_call", False):
-        return
+    _prepare("add_head_call", causal)
 
-    @functools.wraps(type(causal).forward)  # generate() reads the signature
+
+class _Layers(NamedTuple):
+    """What the layers below the head return."""
+
+    hidden: Tensor
+    balance: Tensor | None
+
+
+def _layers_alone(hidden: Tensor, head: Head, balance: Tensor | None) -> _Layers:
+    return _Layers(hidden, balance)  # without the head, whose weight a wrapper might cast and copy
+
+
+def _states(head: Head, layers: _Layers) -> HiddenStates:
+    return HiddenStates(layers.hidden, head, layers.balance)
+
+
+def _run_layers(function: str, causal: nn.Module, inputs: dict[str, Any], auxiliary: bool) -> _Layers:
+    if auxiliary:
+        inputs = {**inputs, "output_router_logits": True}
+    outputs = causal.base_model(**{"use_cache": False, **inputs})
+    balance = _balance(function, causal, outputs, inputs.get("attention_mask")) if auxiliary else None
+    return _Layers(outputs.last_hidden_state, balance)
+
+
+def _prepare(function: str, causal: nn.Module) -> None:
+    kind = type(causal)
+    if getattr(kind, "takes_head_call", False):
+        return
+    made = _with_head_call(kind)
+    check_inputs(function, causal, ())  # learns the keywords outside of a graph
+    put_inside(function, causal, kind.forward, made.forward)
+    causal.__class__ = made
+
+
+@functools.cache
+def _with_head_call(kind: type) -> type:
+    """A subclass of a model's class whose forward takes `head_call`. By name it is the class itself: configs and files say that name."""
+    signature = inspect.signature(kind.forward)
+    names = list(signature.parameters)[1:]
+
     def forward(self: nn.Module, *args: Any, head_call: Callable | None = None, auxiliary: bool = False, **inputs: Any) -> Any:
         if head_call is None:
-            return inner(*args, **inputs)
-        if args:
-            inputs["input_ids"] = args[0]
-        return head_call(*hidden_and_head(self, auxiliary=auxiliary, **inputs))
+            return kind.forward(self, *args, **inputs)
+        inputs = {name: value for name, value in (*zip(names, args), *inputs.items()) if value is not None}
+        check_inputs("hidden_and_head", self, inputs)
+        layers = _run_layers("hidden_and_head", self, inputs, auxiliary)
+        return head_call(layers.hidden, _head("hidden_and_head", self, None), layers.balance)
 
-    forward.takes_head_call = True  # type: ignore[attr-defined]
-    causal.forward = types.MethodType(forward, causal)
+    # generate() reads the signature. functools.wraps would leave __wrapped__, by which accelerate takes wrappers off.
+    more = [p for name, p in inspect.signature(forward).parameters.items() if name in ("head_call", "auxiliary")]
+    own = list(signature.parameters.values())
+    last = own[-1:] if own[-1].kind is inspect.Parameter.VAR_KEYWORD else []
+    forward.__signature__ = signature.replace(parameters=[*own[: len(own) - len(last)], *more, *last])  # type: ignore[attr-defined]
+    forward.__doc__ = kind.forward.__doc__
+
+    def reduce(self: nn.Module, protocol: Any) -> tuple:
+        return (_new, (kind,), *kind.__reduce_ex__(self, protocol)[2:])
+
+    body = {"forward": forward, "takes_head_call": True, "__reduce_ex__": reduce, "__module__": kind.__module__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (kind,), body | {"__qualname__": kind.__qualname__})
 
 
-def _causal_lm(function: str, model: nn.Module) -> nn.Module:
-    """The transformers model itself, out of PEFT's wrapper; everything that is no plain causal LM is refused."""
-    kind = type(model).__name__
-    if hasattr(model, "v_head"):
-        checks.fail(
-            function,
-            "model",
-            "a causal LM",
-            f"{kind}, one with a value head",
-            "pass model.pretrained_model, and train the values by a loss of their own",
-            error=TypeError,
-        )
-    if not hasattr(model, "config") and isinstance(getattr(model, "module", None), nn.Module):
-        checks.fail(
-            function,
-            "model",
-            "a causal LM",
-            f"{kind} around one",
-            "add_head_call(model) before wrapping, then call the wrapper with head_call: it reduces gradients in its own forward only",
-            error=TypeError,
-        )
-    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):  # the model inside also says which adapters it has
-        if getattr(model, "active_peft_config", None) is not None and getattr(model.active_peft_config, "is_prompt_learning", False):
-            name = type(model.active_peft_config).__name__
-            checks.fail(
-                function,
-                "model",
-                "a causal LM, or one with adapters in its layers",
-                f"prompt tuning ({name})",
-                "use LoRA: virtual tokens change the positions of all others",
-            )
-        model = model.get_base_model()
-    if not callable(getattr(model, "get_output_embeddings", None)) or not hasattr(model, "config"):
-        checks.fail(function, "model", "a causal LM of transformers", f"{kind} without config or head", "pass the model", error=TypeError)
-    return model
+def _new(kind: type) -> nn.Module:
+    """An empty model for pickle and copy to fill."""
+    made = _with_head_call(kind)
+    return made.__new__(made)
 
 
 def _head(function: str, model: nn.Module, vocab_size: int | None) -> Head:
@@ -184,21 +211,19 @@ def _head(function: str, model: nn.Module, vocab_size: int | None) -> Head:
             "load it with AutoModelForCausalLM",
             error=TypeError,
         )
-    if hasattr(linear, "base_layer") or hasattr(linear, "modules_to_save") or not isinstance(linear, nn.Linear):
-        checks.fail(
-            function,
-            "model",
-            "one whose head is a plain linear layer",
-            f"{type(linear).__name__} on the head",
-            "take lm_head out of the adapter's target_modules and modules_to_save, or merge the adapter; quantised heads have no gradient",
-            error=TypeError,
-        )
+    expected = "one whose head is a plain linear layer"
+    check_linear(function, "model", linear, expected)
+    if not isinstance(linear, nn.Linear):
+        got = f"{type(linear).__name__} on the head"
+        checks.fail(function, "model", expected, got, "put an nn.Linear there: quantised heads have no gradient", error=TypeError)
+    weight = linear.weight
+    check_plain_weight(function, "the head's weight", weight)
     scale = 1.0
     if does.scale:
         scale = float(getattr(text, does.scale))
     elif does.divisor:
         scale = 1.0 / float(getattr(text, does.divisor))
-    return Head(linear.weight, linear.bias, scale, getattr(text, does.softcap) if does.softcap else None, vocab_size)
+    return Head(weight, linear.bias, scale, getattr(text, does.softcap) if does.softcap else None, vocab_size)
 
 
 def _balance(function: str, model: nn.Module, outputs: Any, attention_mask: Tensor | None) -> Tensor:
