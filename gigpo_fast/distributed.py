@@ -13,6 +13,7 @@ from .objective import PolicyObjective, Sequences
 from .objective.aggregation import Aggregation, TokenSum
 from .segments import dense_labels, segment_min, segment_sum
 from .sequences import Denominator, count_trained, sequences_of
+from .transforms import transformed
 
 __all__ = ["Denominator", "equal_row_counts", "gather_rows", "global_denominator", "head_of_dtensor", "with_all_rows"]
 
@@ -187,6 +188,11 @@ def gather_rows(
         if len(set(values)) > 1:
             fix = "a rank without rows passes (0, ...) like the others', with requires_grad_() if theirs have it"
             checks.fail(function, "local", f"of one {what} on all ranks", f"{values} in rank order", fix)
+    if len(seen) == 1:
+        return local.clone()
+    if transformed():
+        got, fix = "a transform around the ranks' exchange", "gather outside of it, or differentiate with backward()"
+        checks.fail(function, "local", "gathered outside of torch.func and forward mode", got, fix, error=RuntimeError)
     return _GatherRows.apply(local, [one[0][0] for one in seen], process_group, sum_gradients)
 
 

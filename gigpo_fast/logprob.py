@@ -6,9 +6,10 @@ from torch import Tensor
 from . import checks
 from .head import Head, check_vocab_size, ready_head, row_scale, token_ids_checked
 from .inference import takes_inference_tensors
-from .ops import passes
+from .ops import formula, passes
 from .ops import token_log_probs as ops
 from .sharded_head import check_same_tokens
+from .transforms import transformed
 from .types import TokenLogProbs, TokenStatistics
 
 __all__ = [
@@ -64,7 +65,8 @@ def token_statistics(
     baseline weighs each token by (`sum_pi_squared` in verl's optimal_token_baseline). Errors and precision as in `token_log_probs`.
     """
     with torch.no_grad():
-        return TokenStatistics(*_from_logits("token_statistics", logits, token_ids, temperature, logit_scale, softcap, vocab_size))
+        found = _from_logits("token_statistics", logits, token_ids, temperature, logit_scale, softcap, vocab_size)
+    return TokenStatistics(*(value.detach() for value in found))  # forward mode does not ask for no_grad
 
 
 @takes_inference_tensors
@@ -110,7 +112,8 @@ def linear_token_statistics(
     Memory, precision and errors as in `linear_token_log_probs`.
     """
     with torch.no_grad():
-        return TokenStatistics(*_from_hidden("linear_token_statistics", hidden, head, token_ids, temperature, chunk_bytes, invariant))
+        found = _from_hidden("linear_token_statistics", hidden, head, token_ids, temperature, chunk_bytes, invariant)
+    return TokenStatistics(*(value.detach() for value in found))
 
 
 def _from_logits(
@@ -132,8 +135,13 @@ def _from_logits(
         logits = logits[..., :vocab_size]
     flat_ids = token_ids_checked(function, token_ids, leading, logits.device, logits.shape[-1], None)
     scale, tanh_in = row_scale(function, temperature, logit_scale, softcap, leading, logits)
-    log_probs, entropy, _, squared = ops.token_log_probs(logits.reshape(-1, logits.shape[-1]), flat_ids, scale, tanh_in)
-    return log_probs.view(leading), entropy.view(leading), squared.view(leading)
+    flat = logits.reshape(-1, logits.shape[-1])
+    if transformed():
+        found = formula.rows_of_logits(flat, flat_ids, scale, tanh_in)
+    else:
+        log_probs, entropy, _, squared = ops.token_log_probs(flat, flat_ids, scale, tanh_in)
+        found = log_probs, entropy, squared
+    return tuple(value.reshape(leading) for value in found)
 
 
 def _from_hidden(
@@ -154,6 +162,10 @@ def _from_hidden(
     if ready.group_name:
         check_same_tokens(function, head.weight, ready.group_name, flat_ids)
     budget = passes.default_budget(ready.weight) if chunk_bytes is None else chunk_bytes
+    if transformed():
+        head, how = passes.head_tensors(ready), {"budget": budget, "invariant": invariant}
+        found = formula.rows_of_hidden(function, ready.hidden, head, flat_ids, ready.scale, **how)
+        return tuple(value.reshape(leading) for value in found)
     log_probs, entropy, _, squared = ops.linear_token_log_probs(
         ready.hidden,
         ready.weight,

@@ -14,8 +14,6 @@ from .head import Head, check_hidden, ready_head, token_ids_checked
 from .inference import takes_inference_tensors
 from .main_grad import check_weight_grad_out, refuse_other_gradients
 from .objective import PolicyObjective
-from .objective.measure import measure
-from .objective.policy import token_terms
 from .ops import passes
 from .ops.linear_policy_loss import linear_policy_loss as _linear_policy_loss
 from .owned_head import owned_head, refuse_rounded, remember_ties
@@ -23,7 +21,9 @@ from .plan import Plan, check_plan, plan_tokens, rows_that_matter
 from .recipes import recipe
 from .sharded_head import check_same_tokens
 from .tokens import ready_tokens
+from .transforms import transformed
 from .types import LossOutput
+from .unfused import loss_of_hidden, loss_of_log_probs
 
 __all__ = [
     "Denominator",
@@ -107,21 +107,8 @@ def policy_loss(
             None,
             "pass logprob.token_log_probs(...).entropy",
         )
-    kept = lambda value: None if value is None else torch.where(mask, value, 0).reshape(-1)  # noqa: E731
-    batch = tokens._replace(
-        log_probs=kept(log_probs.to(dtype)),
-        entropy=None if entropy is None else kept(entropy.to(dtype)),
-        advantages=kept(tokens.advantages),
-        old_log_probs=kept(tokens.old_log_probs),
-        ref_log_probs=kept(tokens.ref_log_probs),
-        token_weights=tokens.token_weights.reshape(-1),
-        extras={
-            name: torch.where(mask, value, False if value.dtype == torch.bool else 0).reshape(-1) for name, value in tokens.extras.items()
-        },
-        mask=mask.reshape(-1),
-    )
-    terms = token_terms(objective, batch)
-    return LossOutput(terms.loss.sum(), measure(objective, batch, terms, denominator))
+    entropy = None if entropy is None else entropy.to(dtype)
+    return loss_of_log_probs(objective, tokens, mask, denominator, log_probs.to(dtype), entropy)
 
 
 @takes_inference_tensors
@@ -200,6 +187,10 @@ def linear_policy_loss(
     ]
     if weight_grad_out is not None:
         check_weight_grad_out(function, weight_grad_out, head)
+    budget = passes.default_budget(ready.weight) if chunk_bytes is None else chunk_bytes
+    if transformed():
+        how = {"plan": plan, "budget": budget, "invariant": invariant, "weight_grad_out": weight_grad_out}
+        return loss_of_hidden(function, objective, ready, flat_ids, tokens, mask, denominator, **how)
     flat = lambda value: None if value is None else value.reshape(-1)  # noqa: E731
     sequences = tokens.sequences
     loss, metrics, *_ = _linear_policy_loss(
@@ -224,7 +215,7 @@ def linear_policy_loss(
         objective.structure,
         objective.numbers,
         need,
-        passes.default_budget(ready.weight) if chunk_bytes is None else chunk_bytes,
+        budget,
         invariant,
         None if weight_grad_out is None else weight_grad_out[: ready.weight.shape[0]],
         ready.group_name,

@@ -7,8 +7,9 @@ from ..checks import compute_dtype
 from ..metrics import SIZE
 from ..objective.batch import Sequences, TokenBatch
 from ..objective.differentiate import objective_from
+from ..transforms import legacy_batched, transformed
 from . import fused_loss
-from .guard import no_double_backward
+from .guard import no_double_backward, no_forward_mode, no_transforms
 from .passes import HeadTensors, held_dtype
 from .shards import Shards
 
@@ -44,6 +45,7 @@ def linear_policy_loss(
     sequence_group: str,  # of ranks over which sequences are cut, or ""
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(loss, metrics, d_hidden, d_weight, d_bias) for an upstream gradient of 1; a gradient not needed is empty."""
+    no_forward_mode("linear_policy_loss")
     names = objective_from(structure, tuple(numbers.tolist())).reads
     sequences = None if sequence_ids is None else Sequences(sequence_ids, sequence_lengths, sequence_group)
     tokens = TokenBatch(
@@ -105,6 +107,8 @@ def _(
     columns,
     sequence_group,
 ):
+    no_forward_mode("linear_policy_loss")
+
     def gradient(like: Tensor | None, needed: bool, dtype: torch.dtype | None = None) -> Tensor:
         if not needed:
             return hidden.new_empty(0, dtype=held_dtype(hidden))
@@ -161,12 +165,22 @@ def _setup(ctx, inputs, output):
 def _backward(ctx, d_loss, *_):
     saved = ctx.saved_tensors
     need = ctx.need
+    # An upstream gradient that is batched (is_grads_batched) or has a tangent; but not one to be differentiated again.
+    plain = (transformed() or legacy_batched(d_loss)) and not torch.is_grad_enabled()
     if need[1] and ctx.weight_grad_out is not None:
+        if plain:
+            raise RuntimeError(
+                "linear_policy_loss: weight_grad_out must be None for a backward under torch.func or forward mode, got a buffer; "
+                "call backward() outside of them"
+            )
         with torch.no_grad():
             ctx.weight_grad_out.addcmul_(saved[1], d_loss)
         need = [need[0], False, need[2]]
         saved = (saved[0], saved[1].new_empty(0), *saved[2:])
-    if _last_use(d_loss, saved[0]):
+    if plain:
+        found = [(gradient.to(d_loss.dtype) * d_loss).to(like.dtype) if needed else None
+                 for gradient, like, needed in zip(saved[:3], saved[3:], need)]  # fmt: skip
+    elif _last_use(d_loss, saved[0]):
         found = [gradient.mul_(d_loss).to(like.dtype) if needed else None for gradient, like, needed in zip(saved[:3], saved[3:], need)]
     else:
         found = torch.ops.gigpo_fast.linear_policy_loss_backward(d_loss, *saved)
@@ -175,3 +189,4 @@ def _backward(ctx, d_loss, *_):
 
 
 linear_policy_loss.register_autograd(_backward, setup_context=_setup)
+no_transforms(linear_policy_loss, "linear_policy_loss")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import checks
 from ..checks import compute_dtype
+from ..head import ReadyHead
 from .gemm import SLAB_COLUMNS, add_d_weight, d_hidden_of, head_logits, logits_buffer
 from .rows import rows_for
 from .shards import WHOLE, Shards
@@ -43,6 +44,11 @@ class ScoredRows(NamedTuple):
     entropy: Tensor  # (m,)
     d_log_probs: Tensor  # (m,)
     d_entropy: Tensor  # (m,)
+
+
+def head_tensors(ready: ReadyHead) -> HeadTensors:
+    """A checked head as the passes see it."""
+    return HeadTensors(ready.weight, ready.bias, ready.tanh_in, shards=Shards(ready.group_name, list(ready.columns)))
 
 
 def held_dtype(tensor: Tensor) -> torch.dtype:

@@ -4,8 +4,10 @@ import torch
 from torch import Tensor
 
 from ..checks import compute_dtype
+from ..transforms import transformed
+from .formula import gradients_of_blocks
 from .gemm import logits_buffer
-from .guard import no_double_backward
+from .guard import no_double_backward, no_forward_mode, no_transforms
 from .passes import HeadTensors, ScoredRows, chunks_of, recompute_backward, score, split
 from .rows import rows_for
 from .shards import Shards
@@ -16,12 +18,14 @@ _Found = tuple[Tensor, Tensor, Tensor, Tensor]
 @torch.library.custom_op("gigpo_fast::token_log_probs", mutates_args=())
 def token_log_probs(logits: Tensor, token_ids: Tensor, scale: Tensor, tanh_in: float) -> _Found:
     """(log_probs (n,), entropy (n,), lse (n, 2), sum of squared probabilities (n,)) of logits (n, V); the last two carry no gradient."""
+    no_forward_mode("token_log_probs")
     log_probs, lse, entropy, squared = rows_for(logits.device).rows_forward(_unit_stride(logits), token_ids, scale, tanh_in)
     return log_probs, entropy, lse, squared
 
 
 @token_log_probs.register_fake
 def _(logits, token_ids, scale, tanh_in):
+    no_forward_mode("token_log_probs")
     return _empty_rows(scale, logits.shape[0])
 
 
@@ -53,6 +57,10 @@ def _setup_logits(ctx, inputs, output):
 
 def _backward_logits(ctx, d_log_probs, d_entropy, *_):
     logits, token_ids, scale, entropy, lse = ctx.saved_tensors
+    if transformed():
+        need = [True, False, False]
+        found = gradients_of_blocks(logits, None, None, token_ids, scale, ctx.tanh_in, d_log_probs, d_entropy, need)
+        return found[0], None, None, None
     d_logits = torch.ops.gigpo_fast.token_log_probs_backward(
         d_log_probs, d_entropy, logits, token_ids, scale, ctx.tanh_in, entropy.detach(), lse
     )
@@ -60,6 +68,7 @@ def _backward_logits(ctx, d_log_probs, d_entropy, *_):
 
 
 token_log_probs.register_autograd(_backward_logits, setup_context=_setup_logits)
+no_transforms(token_log_probs, "token_log_probs")
 
 
 @torch.library.custom_op("gigpo_fast::linear_token_log_probs", mutates_args=())
@@ -76,6 +85,7 @@ def linear_token_log_probs(
     columns: list[int],
 ) -> _Found:
     """As `token_log_probs`, of hidden (n, H) x head; logits live for one chunk only."""
+    no_forward_mode("linear_token_log_probs")
     shards = Shards(group_name, columns)
     head, most = chunks_of("linear_token_log_probs", HeadTensors(weight, bias, tanh_in, shards=shards), budget, invariant)
     token_ids = token_ids - shards.first_column
@@ -91,6 +101,7 @@ def linear_token_log_probs(
 
 @linear_token_log_probs.register_fake
 def _(hidden, weight, bias, token_ids, scale, tanh_in, budget, invariant, group_name, columns):
+    no_forward_mode("linear_token_log_probs")
     return _empty_rows(scale, hidden.shape[0])
 
 
@@ -152,6 +163,15 @@ def _setup_linear(ctx, inputs, output):
 def _backward_linear(ctx, d_log_probs, d_entropy, *_):
     hidden, weight, bias, token_ids, scale, entropy, lse = ctx.saved_tensors
     need = list(ctx.needs_input_grad[:3])
+    if transformed():
+        budget, _, group_name, _ = ctx.how
+        if group_name:
+            raise RuntimeError(
+                "linear_token_log_probs: the backward of a vocabulary-parallel head must run outside of torch.func and forward mode, "
+                f"got one inside, of group {group_name}; call backward() there without is_grads_batched"
+            )
+        rows = hidden, weight, bias, token_ids, scale
+        return *gradients_of_blocks(*rows, ctx.tanh_in, d_log_probs, d_entropy, need, budget), *(None,) * 7
     found = torch.ops.gigpo_fast.linear_token_log_probs_backward(
         d_log_probs, d_entropy, hidden, weight, bias, token_ids, scale, ctx.tanh_in, entropy.detach(), lse, need, *ctx.how
     )
@@ -159,6 +179,7 @@ def _backward_linear(ctx, d_log_probs, d_entropy, *_):
 
 
 linear_token_log_probs.register_autograd(_backward_linear, setup_context=_setup_linear)
+no_transforms(linear_token_log_probs, "linear_token_log_probs")
 
 
 def _empty_rows(scale: Tensor, n: int) -> _Found:

@@ -10,6 +10,7 @@ from ..head import Head
 from ..inference import takes_inference_tensors
 from ..logprob import linear_token_log_probs
 from ..segments import segment_sum
+from ..transforms import batched, transformed
 
 
 class SequenceLogProbs(NamedTuple):
@@ -84,6 +85,12 @@ def linear_sequence_log_probs(
             error=ValueError if isinstance(hidden, Tensor) else TypeError,
         )
     sequences = _sequences(function, shape, sequence_ids, sequences, hidden.device, mask)
+    if batched() or (transformed() and torch.compiler.is_compiling()):  # how many tokens are trained is not known: all are scored
+        hidden = torch.where(mask.unsqueeze(-1), hidden, 0)
+        how = {"temperature": temperature, "chunk_bytes": chunk_bytes, "invariant": invariant}
+        log_probs = linear_token_log_probs(hidden, head, token_ids, **how).log_probs
+        named = None if sequence_ids is None else sequences
+        return sequence_log_probs(log_probs, mask, sequence_ids=sequence_ids, sequences=named, token_weights=token_weights)
     rows = mask.reshape(-1).nonzero()[:, 0]
     if sequence_ids is None:
         ids = torch.div(rows, max(shape[-1], 1), rounding_mode="floor")

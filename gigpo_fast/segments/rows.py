@@ -29,8 +29,8 @@ def segment_sum(values: Tensor, segment: Tensor, size: int) -> Tensor:
     """(size,) the sum of each segment (zeros beyond the last); floats are added in the order of the rows; differentiable in `values`."""
     total = values.new_zeros(size)
     if values.device.type == "cpu" or not values.is_floating_point():
-        return total.index_add_(0, segment, values)  # one thread, or integers: atomics in any order give the same bits
-    return total.index_put_((segment,), values, accumulate=True)  # sorts by segment first; index_add_ would use atomics
+        return total.index_add(0, segment, values)  # one thread, or integers: atomics in any order give the same bits
+    return total.index_put((segment,), values, accumulate=True)  # sorts by segment first; index_add would use atomics
 
 
 def segment_min(values: Tensor, segment: Tensor, empty: float, *, size: int | None = None) -> Tensor:
