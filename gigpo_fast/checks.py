@@ -217,6 +217,14 @@ def number(function: str, name: str, value: Any, *, above: float | None = None, 
     return found
 
 
+def integer(function: str, name: str, value: Any, *, at_least: int, fix: str) -> int:
+    """Check an integer (Python's or NumPy's) with a lower bound, and return it as an int."""
+    found = whole(value)
+    if found is None or found < at_least:
+        fail(function, name, f"an integer >= {at_least}", value, fix, error=TypeError if found is None else ValueError)
+    return found
+
+
 def _fits(value: Tensor, shape: tuple[int | None, ...]) -> bool:
     return value.dim() == len(shape) and all(want is None or want == got for want, got in zip(shape, value.shape))
 

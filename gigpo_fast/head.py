@@ -71,8 +71,8 @@ def ready_head(function: str, hidden: Tensor, head: Tensor | Head, temperature: 
         real = columns[torch.distributed.get_rank(group_of(head.group_name))]
         weight, bias = weight[:real], None if bias is None else bias[:real]
     elif head.vocab_size is not None:
-        check_vocab_size(function, "head.vocab_size", head.vocab_size, weight.shape[0])
-        weight, bias = weight[: head.vocab_size], None if bias is None else bias[: head.vocab_size]
+        real = check_vocab_size(function, "head.vocab_size", head.vocab_size, weight.shape[0])
+        weight, bias = weight[:real], None if bias is None else bias[:real]
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -100,25 +100,27 @@ def row_scale(
     if softcap is not None:
         outer = checks.number(function, "softcap", softcap, above=0, fix="Gemma 2 uses 30.0; None for no softcap")
         tanh_in = logit_scale / outer
+    tokens = 1
+    for size in leading:
+        tokens *= size
     if isinstance(temperature, Tensor):
+        one = temperature.dim() == 0
         checks.tensor(
             function,
             "temperature",
             temperature,
-            shape=leading,
-            dtypes=checks.FLOATS,
-            device=like.device,
-            fix="a float for all tokens, or one number a token",
+            shape=None if one else leading,
+            dtypes=(*checks.FLOATS, *checks.INTEGERS) if one else checks.FLOATS,
+            device=None if one else like.device,
+            fix="a number or a 0-dim tensor for all tokens, or one number a token",
         )
         if checks.values_wanted(temperature) and not bool((temperature > 0).all()):
             checks.fail(
                 function, "temperature", "> 0 at every token", f"minimum {float(temperature.min())}", "use the sampler's temperature"
             )
-        return (outer / temperature.reshape(-1).to(torch.float64)).to(dtype), tanh_in
+        scale = (outer / temperature.detach().reshape(-1).to(torch.float64)).to(like.device, dtype)
+        return scale.expand(tokens).contiguous(), tanh_in
     temperature = checks.number(function, "temperature", temperature, above=0, fix="use the temperature the tokens were sampled with")
-    tokens = 1
-    for size in leading:
-        tokens *= size
     return torch.full((tokens,), outer / temperature, dtype=dtype, device=like.device), tanh_in
 
 
@@ -174,10 +176,12 @@ def check_hidden(function: str, hidden: Tensor, mask: Tensor) -> None:
         )
 
 
-def check_vocab_size(function: str, name: str, vocab_size: int, columns: int) -> None:
-    """Refuse a number of real columns that `columns` of logits or weight cannot have."""
-    if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or not 0 < vocab_size <= columns:
+def check_vocab_size(function: str, name: str, vocab_size: int, columns: int) -> int:
+    """The number of real columns as an int; refuse a number of real columns that `columns` of logits or weight cannot have."""
+    real = checks.whole(vocab_size)
+    if real is None or not 0 < real <= columns:
         checks.fail(function, name, f"an int in 1 .. {columns}", vocab_size, "pass the tokenizer's number of tokens")
+    return real
 
 
 def _check_weight(function: str, head: Head) -> None:

@@ -30,10 +30,11 @@ def shard_columns(function: str, weight: Tensor, group_name: str, vocab_size: in
     columns = _known[weight][1]
     if vocab_size is None:
         return list(columns)
-    if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or not 0 < vocab_size <= sum(columns):
+    real_columns = checks.whole(vocab_size)
+    if real_columns is None or not 0 < real_columns <= sum(columns):
         checks.fail(function, "head.vocab_size", f"an int in 1 .. {sum(columns)}", vocab_size, "count the columns of all ranks together")
     starts = [sum(columns[:rank]) for rank in range(len(columns))]
-    real = [min(max(vocab_size - start, 0), width) for start, width in zip(starts, columns)]
+    real = [min(max(real_columns - start, 0), width) for start, width in zip(starts, columns)]
     if min(real) == 0:
         got = f"{vocab_size}, which leaves none to rank {real.index(0)} of {columns}"
         checks.fail(function, "head.vocab_size", "such that every rank has a real column", got, "shard the vocabulary more evenly")

@@ -21,9 +21,9 @@ def ids(states, group=None, **options):
 )
 def test_F25_float_and_bool_labels_are_errors(labels):
     def check():
-        with pytest.raises(TypeError, match=r"group_states: group.* must be .*; label groups by integers or strings"):
+        with pytest.raises(TypeError, match=r"group_states: group.* must be .*; labels are compared, not rounded: pass int64 ids"):
             anchor.group_states(["a", "a"], labels)
-        with pytest.raises(TypeError, match=r"group_ids: labels.* must be .*; label groups by integers or strings"):
+        with pytest.raises(TypeError, match=r"group_ids: labels.* must be .*; labels are compared, not rounded: pass int64 ids"):
             anchor.group_ids(labels)
 
     on_every_path(check)

@@ -25,6 +25,7 @@ LEVELS = {
     "reference": 0,
     "types": 1,
     "checks": 1,
+    "arrays": 1,
     "values": 1,
     "settings": 1,
     "backend": 1,

@@ -1,5 +1,6 @@
 """Advantages: from rewards and labels, one value a step, and from there to tokens. Computed once per rollout batch, from whole groups."""
 
+from ..arrays import take_arrays
 from .actions import action_advantages
 from .distances import success_distances
 from .g2po import g2po_advantages
@@ -104,3 +105,5 @@ __all__ = [
     "uncertainty_weights",
     "whiten",
 ]
+
+take_arrays(globals())

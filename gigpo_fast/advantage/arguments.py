@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..arrays import as_tensor, is_array
 
 _SHOWN = 8  # rows named in a message
 
@@ -46,27 +47,22 @@ def scores(function: str, name: str, value: Any, valid: Tensor) -> Tensor:
 
 
 def labels(function: str, name: str, value: Any, valid: Tensor) -> Tensor:
-    """(S,) int64 that are equal where the labels are. Integers of any size, or a list (or NumPy array) of str or int; never floats."""
-    fix = "labels are compared, not rounded: pass int64 ids, or a list of str or int"
+    """(S,) int64 that are equal where the labels are: an integer tensor, or a list or array of anything hashable; never floats."""
+    from ..anchor.labels import FIX as fix
+    from ..anchor.labels import numbered  # one reading of labels, here and in group_states
+
     if isinstance(value, Tensor):
         checks.tensor(function, name, value, shape=tuple(valid.shape), dtypes=checks.INTEGERS, device=valid.device, fix=fix)
         return value.to(torch.int64)
     checks.not_a_result(function, name, value)  # StateGroups, say
-    if hasattr(value, "tolist"):  # a NumPy array, without importing NumPy
-        value = value.tolist()
-    if not isinstance(value, (list, tuple)):
-        checks.fail(function, name, "an integer tensor or a list of str or int", type(value).__name__, fix, error=TypeError)
+    if not is_array(value) and not isinstance(value, (list, tuple)):
+        checks.fail(function, name, "an integer tensor or a list of labels", type(value).__name__, fix, error=TypeError)
     if len(value) != valid.shape[0]:
         checks.fail(function, name, f"{valid.shape[0]} labels long", len(value), "pass one label a row")
+    value = value.tolist() if is_array(value) else value
     used = valid.tolist()
     filler = next((label for label, wanted in zip(value, used) if wanted), 0)
-    kept = [label if wanted else filler for label, wanted in zip(value, used)]
-    for row, label in enumerate(kept):
-        if isinstance(label, bool) or not isinstance(label, (str, bytes, int)):
-            checks.fail(function, name, "a list of str or int", f"{type(label).__name__} {label!r} in row {row}", fix, error=TypeError)
-    from ..anchor import group_ids
-
-    return group_ids(kept).to(valid.device)
+    return numbered(function, name, [label if wanted else filler for label, wanted in zip(value, used)]).to(valid.device)
 
 
 def steps(function: str, value: Any, valid: Tensor) -> Tensor | None:
@@ -74,8 +70,8 @@ def steps(function: str, value: Any, valid: Tensor) -> Tensor | None:
     if value is None:
         return None
     fix = "number the steps of a trajectory with integers that grow with time"
-    if isinstance(value, (list, tuple)) and all(isinstance(step, int) for step in value):
-        value = torch.tensor(value, dtype=torch.int64, device=valid.device)
+    if is_array(value) or type(value) in (list, tuple):
+        value = as_tensor(function, "step", value, valid.device)
     checks.tensor(function, "step", value, shape=tuple(valid.shape), dtypes=checks.INTEGERS, device=valid.device, fix=fix)
     return value.to(torch.int64)
 

@@ -112,11 +112,8 @@ def gigpo_advantages(
 
 
 def _check_visits(function: str, min_trajectories: int, first_visit: bool) -> None:
-    whole = isinstance(min_trajectories, int) and not isinstance(min_trajectories, bool)
-    if not whole or min_trajectories < 1:
-        fix = "1 counts every group, 2 leaves out those of one trajectory"
-        error = ValueError if whole else TypeError
-        checks.fail(function, "min_trajectories", "an integer >= 1", min_trajectories, fix, error=error)
+    fix = "1 counts every group, 2 leaves out those of one trajectory"
+    checks.integer(function, "min_trajectories", min_trajectories, at_least=1, fix=fix)
     if not isinstance(first_visit, bool):
         checks.fail(function, "first_visit", "True or False", first_visit, "False counts every visit", error=TypeError)
 

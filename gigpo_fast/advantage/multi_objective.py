@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..arrays import is_array
 from . import arguments
 from .group import group_advantages
 from .statistics import CORRECTED, GroupStatistics, check_options
@@ -74,6 +75,8 @@ def weight_vector(function: str, weights: Tensor | list | None, size: int, devic
     if weights is None:
         return torch.ones(size, dtype=torch.float64, device=device)
     fix = "pass one weight a reward, or None for all 1"
+    if is_array(weights):
+        weights = weights.tolist()
     if isinstance(weights, (list, tuple)):
         numbers = [checks.number(function, "weights", weight, fix=fix) for weight in weights]
         weights = torch.tensor(numbers, dtype=torch.float64, device=device)

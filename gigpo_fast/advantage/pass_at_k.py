@@ -97,5 +97,4 @@ def pass_at_k_advantages(
 def _check_k(function: str, k: int | None, least: int) -> None:
     if k is None and least == 2:
         return
-    if isinstance(k, bool) or not isinstance(k, int) or k < least:
-        checks.fail(function, "k", f"an integer >= {least}", k, "k is how many responses a user draws")
+    checks.integer(function, "k", k, at_least=least, fix="k is how many responses a user draws")

@@ -26,8 +26,8 @@ def rank_advantages(
     Source: ZO-RankSGD (arXiv 2303.03751), the (m, k) ranking oracle; its released weights are one comparison too high a ranked row.
     """
     function = "rank_advantages"
-    if top is not None and (isinstance(top, bool) or not isinstance(top, int) or top < 1):
-        checks.fail(function, "top", "an integer >= 1, or None for all", top, "it is how many of a group are put in order")
+    if top is not None:
+        top = checks.integer(function, "top", top, at_least=1, fix="it is how many of a group are put in order; None is all")
     counted = arguments.validity(function, valid, "scores", scores)
     values = arguments.scores(function, "scores", scores, counted)
     labels = arguments.labels(function, "group", group, counted)

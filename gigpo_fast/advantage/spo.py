@@ -38,8 +38,7 @@ def low_probability_cuts(
     """
     function = "low_probability_cuts"
     threshold = checks.number(function, "threshold", threshold, above=0.0, fix="0.9 is the paper's")
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        checks.fail(function, "every", "an integer >= 1", every, "5 is the paper's")
+    every = checks.integer(function, "every", every, at_least=1, fix="5 is the paper's")
     checks.mask(function, mask)
     checks.tensor(function, "mask", mask, shape=(None, None), fix="one row a response")
     low = mask & (token_values(function, "log_probs", log_probs, mask).exp() < threshold)
@@ -116,8 +115,7 @@ def tree_values(
     Source: SPO's code (arXiv 2505.23564), tree advantages.
     """
     function = "tree_values"
-    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 0:
-        checks.fail(function, "depth", "an integer >= 0", depth, "count the edges from root to deepest leaf: 3 for a 6-6-6 tree")
+    depth = checks.integer(function, "depth", depth, at_least=0, fix="count the edges from root to deepest leaf: 3 for a 6-6-6 tree")
     nodes = scores.shape[0] if isinstance(scores, Tensor) else 0
     checks.tensor(function, "scores", scores, shape=(None,), fix="one score a node")
     fix = "number the nodes from 0 in any order; -1 at roots"
@@ -157,8 +155,7 @@ def tree_advantages(
     Source: SPO (arXiv 2505.23564), tree advantages; scale="std" is the code's "grpo", None its "rloo".
     """
     function = "tree_advantages"
-    if isinstance(best_of, bool) or not isinstance(best_of, int) or best_of < 1:
-        checks.fail(function, "best_of", "an integer >= 1", best_of, "1 compares values")
+    best_of = checks.integer(function, "best_of", best_of, at_least=1, fix="1 compares values")
     checks.tensor(function, "parent", parent, dtypes=(torch.int64,), fix="the parent of each node, -1 at roots")
     child = parent >= 0
     if best_of == 1:

@@ -15,7 +15,7 @@ from . import rows as inputs
 from .aliasing import Aliasing, find_aliases
 from .evidence import read_texts, sample
 from .grouping import group_states
-from .labels import _number as number_labels
+from .labels import numbered as number_labels
 from .normalise import Normaliser, compose
 from .propose import Proposal, propose
 

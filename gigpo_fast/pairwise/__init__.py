@@ -7,6 +7,7 @@
 A method is a `PairwiseObjective`: DPO, IPO, SimPO, CPL, INPO and the others differ in the link and in a few coefficients.
 """
 
+from ..arrays import take_arrays
 from .links import Hinge, LabelKL, Linear, Link, Logistic, LogisticSigmoidMix, PairClip, Robust, Sigmoid, SoftLabel, Square
 from .loss import linear_pairwise_loss, pairwise_loss, response_loss
 from .metrics import PairwiseOutput
@@ -62,3 +63,5 @@ __all__ = [
     "response_loss",
     "sequence_log_probs",
 ]
+
+take_arrays(globals())

@@ -11,9 +11,10 @@ def halves(sequences: int, *, device: torch.device | str | None = None) -> Tenso
 
     torch.arange(sequences).view(2, -1).T
     """
-    if isinstance(sequences, bool) or not isinstance(sequences, int) or sequences < 0 or sequences % 2:
+    rows = checks.whole(sequences)
+    if rows is None or rows < 0 or rows % 2:
         checks.fail("halves", "sequences", "an even number of rows", sequences, "stack one chosen and one rejected response for each pair")
-    return torch.arange(sequences, device=device).view(2, -1).T.contiguous()
+    return torch.arange(rows, device=device).view(2, -1).T.contiguous()
 
 
 def all_pairs(

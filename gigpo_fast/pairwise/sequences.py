@@ -136,12 +136,13 @@ def _sequences(function: str, shape: tuple[int, ...], sequence_ids, sequences, d
         device=device,
         fix="give every token the number of its sequence",
     )
-    if isinstance(sequences, bool) or not isinstance(sequences, int) or sequences < 1:
+    given, sequences = sequences, checks.whole(sequences)
+    if sequences is None or sequences < 1:
         checks.fail(
             function,
             "sequences",
             "the number of sequences (>= 1) where sequence_ids is given",
-            sequences,
+            given,
             "pass it: asking the device for the largest number would wait for it",
         )
     if checks.values_wanted(sequence_ids, mask):

@@ -1,6 +1,7 @@
 """Rewards as numbers: combined, shaped by length or cost, gated by their group, penalised. Reading text is the caller's part."""
 
-from ..advantage.multi_objective import normalised_sum
+from ..advantage import normalised_sum
+from ..arrays import take_arrays
 from .combine import weighted_sum
 from .cost import cost_penalty, fewest_calls, tool_cost
 from .difference import return_difference
@@ -41,3 +42,5 @@ __all__ = [
     "weighted_sum",
     "worst_population",
 ]
+
+take_arrays(globals())
