@@ -4,6 +4,7 @@ Scores are worked on in float64 whatever they come in, and rounded once at the e
 entry, so that nothing stored in them can reach a result.
 """
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -46,8 +47,11 @@ def scores(function: str, name: str, value: Any, valid: Tensor) -> Tensor:
     return values
 
 
-def labels(function: str, name: str, value: Any, valid: Tensor) -> Tensor:
-    """(S,) int64 that are equal where the labels are: an integer tensor, or a list or array of anything hashable; never floats."""
+def labels(function: str, name: str, value: Any, valid: Tensor, *, as_numbers: bool = False) -> Tensor:
+    """(S,) int64 that are equal where the labels are: an integer tensor, or a list or array of anything hashable; never floats.
+
+    Integers stay as they are, anything else is numbered; with `as_numbers`, where two arguments share their labels, it is refused.
+    """
     from ..anchor.labels import FIX as fix
     from ..anchor.labels import numbered  # one reading of labels, here and in group_states
 
@@ -62,7 +66,16 @@ def labels(function: str, name: str, value: Any, valid: Tensor) -> Tensor:
     value = value.tolist() if is_array(value) else value
     used = valid.tolist()
     filler = next((label for label, wanted in zip(value, used) if wanted), 0)
-    return numbered(function, name, [label if wanted else filler for label, wanted in zip(value, used)]).to(valid.device)
+    kept = [label if wanted else filler for label, wanted in zip(value, used)]
+    if all(issubclass(kind, Integral) and kind is not bool for kind in set(map(type, kept))):
+        try:
+            return torch.tensor(kept, dtype=torch.int64, device="cpu").to(valid.device)  # as they are: -1 may mean something
+        except (OverflowError, RuntimeError, ValueError):  # beyond int64: names all the same
+            pass
+    if as_numbers:
+        fix = "its labels are those of another argument, so they must be numbers: group_states of both in one call gives them"
+        checks.fail(function, name, "integers", f"{type(value[0]).__name__} {checks.describe(value[0])} in row 0", fix, error=TypeError)
+    return numbered(function, name, kept).to(valid.device)
 
 
 def steps(function: str, value: Any, valid: Tensor) -> Tensor | None:

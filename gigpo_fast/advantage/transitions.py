@@ -79,7 +79,8 @@ def read_transitions(
     following = following_rows(timeline)
     after = torch.where(following >= 0, state[following.clamp(min=0)], -1)
     if next_anchor is not None:
-        given = arguments.labels(function, "next_anchor", next_anchor, counted)
+        given = arguments.labels(function, "next_anchor", next_anchor, counted, as_numbers=True)
+        arguments.labels(function, "anchor", anchor, counted, as_numbers=True)
         after = torch.where(given != -1, given, after)
     # One numbering for the states before and after; a row that leads nowhere known stands for its own state meanwhile.
     keys = [torch.cat([task, task]), torch.cat([state, torch.where(after != -1, after, state)])]

@@ -22,8 +22,8 @@ def group_ids(
     """Number labels by first occurrence: (S,) int64, dense from 0, on the device of a tensor of labels, else on the CPU.
 
     Slow equivalent: `number = {}; torch.tensor([number.setdefault(label, len(number)) for label in labels])`
-    "7" is not "007" and not 7. Floats and bools raise TypeError, because their equality is not identity (1 == 1.0 == True), None and tensors
-    because they name nothing.
+    "7" is not "007" and not 7. Floats and bools raise TypeError, because their equality is not identity (1 == 1.0 == True), None and
+    tensors because they name nothing.
     """
     return numbered("group_ids", "labels", labels)
 
