@@ -74,6 +74,8 @@ def ready_tokens(
             "one with a statistic of the whole batch",
             "hand the statistic in, so that the block is of token scope",
         )
+    if objective.needs_sequences and sequence_ids is None:
+        _check_one_row(function, mask, advantages, counted)
     sequences = sequences_of(
         function,
         mask,
@@ -102,6 +104,27 @@ def _refuse_reference(function: str, objective: PolicyObjective, ref_log_probs: 
     else:
         fix = f"pass the {anchors[0]}'s log-probs as extras={{{name!r}: ...}}"
     checks.fail(function, "ref_log_probs", expected, ref_log_probs, fix)
+
+
+def _check_one_row(function: str, mask: Tensor, advantages: Tensor, counted: Denominator) -> None:
+    """Refuse a single row that may be packed sequences: its advantages differ, and nothing says that rows are sequences.
+
+    On a GPU nothing is made NaN of it: the row may well be one sequence with several turns.
+    """
+    if mask.dim() != 2 or mask.shape[0] != 1 or not checks.values_wanted(mask, advantages):
+        return
+    if counted.by_row and counted.per_sequence.shape[0] > 1:
+        return  # a micro-batch of one row of several
+    trained = advantages[mask]
+    if bool((trained != trained[:1]).any()):
+        checks.fail(
+            function,
+            "sequence_ids",
+            "given where an objective needs sequences and the only row has different advantages",
+            None,
+            "label packed sequences with packing.sequence_ids_of(cu_seqlens, token_ids); a row that is one sequence of several turns "
+            "says so with torch.zeros_like(token_ids), or with the denominator of all rows from distributed.global_denominator",
+        )
 
 
 def _total(function, denominator, objective, mask, sequences, dtype) -> Tensor:

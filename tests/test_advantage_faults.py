@@ -1,5 +1,8 @@
 """Advantages: the ways in which such code is known to go wrong, each with the answer given here, and the messages of errors."""
 
+import inspect
+import warnings
+
 import pytest
 import torch
 
@@ -196,13 +199,87 @@ def test_a_step_that_occurs_twice_is_named():
     assert advantage.discounted_returns(torch.ones(4), trajectory, gamma=0.5, step=step, valid=copy).tolist() == [1.5, 1.0, 1.0, 0.0]
 
 
-def test_a_trajectory_in_two_groups_is_named():
-    message = r"must be in one group only, got one that spans several in rows 0, 2; give every trajectory an id of its own"
-    trajectory, task = torch.tensor([0, 1, 0, 2]), torch.tensor([0, 0, 1, 1])
-    with pytest.raises(ValueError, match="group_advantages: trajectory " + message):
-        advantage.group_advantages(torch.zeros(4), task, trajectory=trajectory)
-    with pytest.raises(ValueError, match="gigpo_advantages: trajectory " + message):
-        advantage.gigpo_advantages(torch.zeros(4), trajectory, task, FOUR, gamma=0.9)
+# Returns 1 0 | 0 1, two steps each; trajectories are numbered from 0 in both tasks.
+AGAIN = {
+    "rewards": torch.tensor([0.0, 1, 0, 0, 0, 0, 0, 1]),
+    "trajectory": torch.tensor([0, 0, 1, 1, 0, 0, 1, 1]),
+    "group": torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]),
+}
+STATE = torch.tensor([0, 1, 0, 1, 2, 3, 2, 3])
+BOTH = {  # every function that takes trajectories and groups, with what else it wants
+    "gigpo_advantages": {"anchor": STATE, "gamma": 0.5},
+    "hgpo_advantages": {"anchor": STATE, "gamma": 0.5},
+    "group_advantages": {},
+    "leave_one_out_advantages": {},
+    "discounted_returns": {"gamma": 0.5},
+    "turn_baseline_advantages": {},
+    "turn_gain_advantages": {},
+    "graph_advantages": {"anchor": STATE, "success": AGAIN["rewards"] > 0},
+    "g2po_advantages": {"anchor": STATE},
+    "state_gae_advantages": {"anchor": STATE},
+    "action_advantages": {"anchor": STATE, "action": STATE % 2},
+    "hindsight_advantages": {"hindsight": torch.full((8,), 0.5)},
+    "transitions": {"anchor": STATE},
+}
+
+
+def call(name, **labels):
+    given = {**AGAIN, **labels, **BOTH[name]}
+    if name in ("group_advantages", "leave_one_out_advantages"):
+        given["scores"] = torch.tensor([1.0, 1, 0, 0, 0, 0, 1, 1])
+        del given["rewards"]
+    if name == "turn_gain_advantages":
+        given["gains"] = given.pop("rewards")
+    if name == "transitions":
+        del given["rewards"]
+    return getattr(advantage, name)(**given)
+
+
+def test_every_function_of_trajectories_and_groups_is_here():
+    def takes(name):
+        found = inspect.signature(getattr(advantage, name)).parameters if inspect.isfunction(getattr(advantage, name)) else {}
+        return {"trajectory", "group"} <= set(found)
+
+    assert {name for name in advantage.__all__ if takes(name)} - {"reinforce_plus_plus_baseline_advantages"} == set(BOTH)
+
+
+@pytest.mark.parametrize("level", ["metadata", "full"])
+@pytest.mark.parametrize("name", BOTH)
+def test_trajectories_that_are_numbered_anew_in_every_task(name, level):
+    with validation(level):
+        again, unique = call(name), call(name, trajectory=AGAIN["trajectory"] + 2 * AGAIN["group"])
+    parts = (lambda found: found[:3]) if name == "transitions" else (lambda found: found if isinstance(found, tuple) else (found,))
+    assert all(torch.equal(one, other) for one, other in zip(parts(again), parts(unique)))
+
+
+def test_trajectories_that_are_numbered_anew_by_hand():
+    assert advantage.gigpo_advantages(**AGAIN, anchor=STATE, gamma=1.0).advantages.tolist() == [1.0, 1, -1, -1, -1, -1, 1, 1]
+    returns = advantage.discounted_returns(**AGAIN, gamma=0.5)
+    assert returns.tolist() == [0.5, 1, 0, 0, 0, 0, 0.5, 1]
+    assert call("group_advantages").tolist() == [0.5, 0.5, -0.5, -0.5, -0.5, -0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("name", [name for name in BOTH if name != "discounted_returns"])
+def test_swapped_trajectories_and_groups_are_refused(name):
+    swapped = {"trajectory": torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]), "group": torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])}
+    message = rf"{name}: trajectory must be a label within its group.*got one trajectory in every group, .*; swap trajectory and group, or"
+    with pytest.raises(ValueError, match=message):
+        call(name, **swapped)
+    call(name, trajectory=swapped["group"], group=swapped["trajectory"])  # the advice, both halves of it
+    call(name, trajectory=torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]), group=swapped["group"])
+    with validation("metadata"):
+        call(name, **swapped)
+
+
+def test_unequal_scores_of_a_trajectory_say_what_is_compared():
+    rewards, group, trajectory = torch.tensor([0.0, 1, 0, 0]), torch.zeros(4, dtype=torch.int64), torch.tensor([0, 0, 1, 1])
+    with pytest.warns(UserWarning, match=r"group_advantages: scores differ within a trajectory.*give all rows of one its total"):
+        advantage.group_advantages(rewards, group, trajectory=trajectory)
+    total = torch.tensor([1.0, 1, 0, 0])  # the advice
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = advantage.group_advantages(total, group, trajectory=trajectory)
+    assert torch.equal(found, advantage.gigpo_advantages(rewards, trajectory, group, trajectory, gamma=0.9).episode)
 
 
 def test_many_rows_are_not_all_named():

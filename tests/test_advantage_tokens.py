@@ -27,8 +27,8 @@ def test_to_tokens():
     assert tokens.tolist() == [[0, 0.5, 0.5, 0, -1], [2, 2, 0, 0, 3], [0] * 5, [4, 0, 5, 0, 6]]
     assert torch.equal(advantage.to_tokens(values.double(), ids.flatten()), tokens.double().flatten())
     assert advantage.to_tokens(torch.zeros(0), torch.full((2, 3), -1)).tolist() == [[0.0] * 3] * 2
-    poisoned = torch.cat([values, torch.tensor([float("nan")])])  # a step without tokens
-    assert torch.equal(advantage.to_tokens(poisoned, ids), tokens)
+    rows = torch.tensor([0.5, -1.0, float("nan"), 2.0])  # a row, which is a step, without tokens
+    assert advantage.to_tokens(rows, advantage.step_ids(MASK))[3].tolist() == [2.0, 0, 2.0, 0, 2.0]
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=0, max_size=5), st.booleans())
@@ -36,7 +36,7 @@ def test_ids_agree_with_the_reference(rows, turns):
     mask = torch.tensor(rows, dtype=torch.bool).view(-1, 6)
     ids = advantage.step_ids(mask, turns=turns)
     assert ids.dtype == torch.int64 and torch.equal(ids, reference.step_ids(mask, turns=turns))
-    values = torch.randn(mask.numel())
+    values = torch.randn(int(ids.max()) + 1 if turns and ids.numel() else len(mask))
     assert torch.equal(advantage.to_tokens(values, ids).double(), reference.to_tokens(values, ids))
 
 
@@ -107,6 +107,25 @@ def test_ids_of_no_step_are_named(wrong):
         ValueError, match=r"to_tokens: step_ids must be in \[-1, 4\) for 4 advantages, got an id outside in rows 1; compute"
     ):
         advantage.to_tokens(torch.zeros(4), ids)
-    if wrong > 4:
-        with validation("metadata"), pytest.raises(IndexError):  # never a wild read
-            advantage.to_tokens(torch.zeros(4), ids)
+    with validation("metadata"):  # where checking would wait for a device: never a wild read
+        found = advantage.to_tokens(torch.zeros(4), ids)
+    assert found[1].isnan()
+
+
+def test_advantages_that_are_left_over_are_refused():
+    """turns=True forgotten, a micro-batch's ids with the batch's advantages, a last step without a trained token."""
+    values, ids = torch.tensor([1.0, -1.0, 2.0, -2.0, 3.0, 0.5, 4.0]), advantage.step_ids(MASK, turns=True)
+    want = advantage.to_tokens(values, ids)
+    last = torch.cat([values, values[:1]])
+    for advantages, wrong, known in ((values, advantage.step_ids(MASK), 4), (values, ids[:2], 4), (last, ids, 7), (values, ids[:0], 0)):
+        message = rf"to_tokens: advantages must be \({known},\), one a step of step_ids, got \({len(advantages)},\) float32; where a row holds"
+        with pytest.raises(ValueError, match=message + r" several steps make ids with step_ids\(mask, turns=True\); spread the whole batch"):
+            advantage.to_tokens(advantages, wrong)
+        with validation("metadata"):
+            assert advantage.to_tokens(advantages, wrong).isnan().all()
+    assert torch.equal(advantage.to_tokens(values, ids)[:2], want[:2]) and torch.equal(advantage.to_tokens(last[:-1], ids), want)  # the advice
+
+
+def test_too_few_advantages_are_refused():
+    with pytest.raises(ValueError, match=r"step_ids must be in \[-1, 2\) for 2 advantages, got an id outside in rows .*; compute"):
+        advantage.to_tokens(torch.zeros(2), advantage.step_ids(MASK))

@@ -179,7 +179,7 @@ def test_packed_tokens_in_any_interleaving_give_the_same(name, batch, random):
         order.append(row * columns + seen[row])
         seen[row] += 1
     packed = {key: value.flatten()[order] for key, value in batch.items()}
-    ids = torch.tensor(whose) * 10**12 - 7
+    ids = torch.tensor(whose) * 10**12 + 7
     assert_same_bits(name, function(advantage, packed, sequence_ids=ids), function(advantage, batch).flatten()[order])
 
 

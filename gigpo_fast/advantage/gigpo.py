@@ -9,7 +9,7 @@ from .. import checks
 from ..segments import segment_ids, segment_sum, sort_rows, to_rows
 from ..types import GiGPOAdvantages
 from . import arguments
-from .group import check_one_group, trajectory_scores
+from .group import check_not_swapped, trajectory_scores
 from .moments import moments, standardise
 from .returns import Timeline, first_rows, returns_to_go, time_order, trajectory_sums
 from .statistics import CORRECTED, GroupStatistics, check_options
@@ -17,7 +17,7 @@ from .statistics import CORRECTED, GroupStatistics, check_options
 
 def gigpo_advantages(
     rewards: Tensor,  # (S,) float, int or bool, reward of each step
-    trajectory: Tensor | list,  # (S,) int64 or a list of str or int, unique over all tasks
+    trajectory: Tensor | list,  # (S,) labels, compared within their group
     group: Tensor | list,  # (S,) int64 or a list of str or int, task of each step
     anchor: Tensor | list,  # (S,) int64 or a list of str or int, state of each step; -1 = none
     *,
@@ -36,14 +36,15 @@ def gigpo_advantages(
 
     The same, slowly:
 
-        total = torch.stack([rewards[trajectory == i].sum() for i in trajectory])
-        returns = discounted_returns(rewards, trajectory, gamma=gamma)
+        total = torch.stack([rewards[(trajectory == i) & (group == g)].sum() for i, g in zip(trajectory, group)])
+        returns = discounted_returns(rewards, trajectory, group=group, gamma=gamma)
         episode = group_advantages(total, group, trajectory=trajectory)
         pair = torch.stack([group, anchor], 1).unique(dim=0, return_inverse=True)[1]
         step = group_advantages(returns, pair)
         advantages = episode + step_weight * step
 
-    Step groups never cross tasks, even where `anchor` repeats a label; a state visited twice in a trajectory counts twice; a
+    Trajectories are (group, trajectory): labels may start again for every task. Step groups never cross tasks, even where `anchor`
+    repeats a label; a state visited twice in a trajectory counts twice; a
     state seen once gives 0. Anchor -1, as `anchor.group_states` gives rows that are not valid, is no state: such a step gets 0
     at the step level (an error under full validation, if valid). `episode_scores` and `step_returns` are used as they are, per
     row, and may carry penalties; the mean score of a trajectory's rows is then its score in the group's statistics. Rows that
@@ -55,7 +56,7 @@ def gigpo_advantages(
     Sums, means and deviations in float64, each result rounded once; the order of the rows changes no bit if `step` is given
     (without it rows must keep the time order of their trajectory). Carries no gradient. Waits for no GPU if labels are tensors.
     Raises for float labels, gamma outside [0, 1], step_weight < 0, min_trajectories < 1; under full validation also for scores
-    that are not finite, a repeated (trajectory, step) and a trajectory in two groups.
+    that are not finite, a repeated (trajectory, step), and trajectory and group that are evidently swapped.
     Source: Eq. 3, 5, 7, 8 of GiGPO (arXiv 2505.10978).
     """
     function = "gigpo_advantages"
@@ -70,7 +71,6 @@ def gigpo_advantages(
         arguments.labels(function, name, label, counted)
         for name, label in (("trajectory", trajectory), ("group", group), ("anchor", anchor))
     )
-    check_one_group(function, own, task, counted)
     if checks.values_wanted(state, counted):
         arguments.fail_at(
             function,
@@ -80,7 +80,8 @@ def gigpo_advantages(
             "-1 (no state)",
             "pass the same `valid` to group_states and here",
         )
-    timeline = time_order(function, own, arguments.steps(function, step, counted), counted, all_valid=valid is None)
+    timeline = time_order(function, own, arguments.steps(function, step, counted), counted, all_valid=valid is None, group=task)
+    check_not_swapped(function, own, task, first_rows(timeline))
 
     if step_returns is None:
         # Rounded before they are compared, so that what is returned is what was compared.

@@ -1,10 +1,12 @@
 """Advantages within a task's group of trajectories: GRPO's and leave-one-out."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
 from .. import checks
-from ..segments import segment_ids, segment_max, segment_min, sort_rows, to_rows
+from ..segments import segment_min, segment_sum, sort_segments
 from . import arguments
 from .moments import moments, standardise
 from .statistics import CORRECTED, GroupStatistics, check_options
@@ -16,7 +18,7 @@ def group_advantages(
     *,
     scale: str | None = None,
     statistics: GroupStatistics = CORRECTED,
-    trajectory: Tensor | list | None = None,  # (S,) int64 or a list of str or int; None: every row is a trajectory
+    trajectory: Tensor | list | None = None,  # (S,) labels, compared within their group; None: every row is a trajectory
     valid: Tensor | None = None,  # (S,) bool
 ) -> Tensor:  # (S,) float32, float64 for float64 scores
     """Scores relative to the mean of their group, over its standard deviation with scale="std".
@@ -28,10 +30,13 @@ def group_advantages(
             advantages[group == g] = (of_group - of_group.mean()) / (of_group.std() + eps if scale == "std" else 1.0)
 
     With `trajectory` and statistics.count "trajectory", the mean and the deviation are those of the trajectories' mean scores,
-    and each row's own score is compared with them: rows of one trajectory may differ, by a penalty say. Groups of one and
-    constant groups: see GroupStatistics. Rows that are not valid are outside every statistic and get 0.
+    and each row's own score is compared with them: rows of one trajectory may differ, by a penalty say. To compare whole trajectories
+    (GRPO) give all rows of one its total, as `gigpo_advantages(...).episode` does, not the rewards of the single steps. Trajectories are
+    (group, trajectory): labels may start again in every group. Groups of one and constant groups: see GroupStatistics. Rows that are
+    not valid are outside every statistic and get 0.
     Statistics in float64, two passes, result rounded once; the order of the rows changes no bit. Carries no gradient.
-    Raises for float labels; under full validation also for scores that are not finite and a trajectory in two groups.
+    Raises for float labels; where values are checked also for scores that are not finite, and where trajectory and group
+    are evidently swapped; a warning where scores differ within a trajectory, as rewards of single steps do.
     Source: GRPO (arXiv 2402.03300) with "std"; Dr. GRPO (arXiv 2503.20783) without; Eq. 3 of GiGPO (arXiv 2505.10978).
     """
     function = "group_advantages"
@@ -46,7 +51,7 @@ def leave_one_out_advantages(
     group: Tensor | list,  # (S,) int64 or a list of str or int, task of each row
     *,
     statistics: GroupStatistics = CORRECTED,
-    trajectory: Tensor | list | None = None,  # (S,) int64 or a list of str or int; None: every row is a trajectory
+    trajectory: Tensor | list | None = None,  # (S,) labels, compared within their group; None: every row is a trajectory
     valid: Tensor | None = None,  # (S,) bool
 ) -> Tensor:  # (S,) float32, float64 for float64 scores
     """Scores relative to the mean of the *other* trajectories of their group (RLOO).
@@ -73,28 +78,28 @@ def leave_one_out_advantages(
 def trajectory_scores(scores: Tensor, valid: Tensor, trajectory: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     """(S,) float64 mean score of each row's trajectory, and (S,) bool: one row of each trajectory, to be counted."""
     of_trajectory = moments(scores, valid, trajectory, group, ddof=1)
+    return of_trajectory.mean, first_of(of_trajectory.segment, valid)
+
+
+def first_of(segment: Tensor, valid: Tensor) -> Tensor:
+    """(S,) bool, the first valid row of each segment."""
     place = torch.arange(valid.shape[0], device=valid.device)
-    first = segment_min(torch.where(valid, place, valid.shape[0]), of_trajectory.segment, valid.shape[0])
-    return of_trajectory.mean, first.index_select(0, of_trajectory.segment) == place
+    first = segment_min(torch.where(valid, place, valid.shape[0]), segment, valid.shape[0])
+    return first[segment] == place
 
 
-def check_one_group(function: str, trajectory: Tensor, group: Tensor, valid: Tensor) -> None:
-    """Under full validation: every trajectory belongs to one group."""
-    if valid.shape[0] == 0 or not checks.values_wanted(trajectory, group, valid):
+def check_not_swapped(function: str, trajectory: Tensor, group: Tensor, first: Tensor) -> None:
+    """Where values are checked: refuse one trajectory in every group while a trajectory's label spans several; `first`: its first rows."""
+    if first.shape[0] == 0 or not checks.values_wanted(trajectory, group, first):
         return
-    order = sort_rows(trajectory)
-    segment = segment_ids(order, trajectory)
-    tasks, used, bounds = group.index_select(0, order), valid.index_select(0, order), torch.iinfo(torch.int64)
-    low = segment_min(torch.where(used, tasks, bounds.max), segment, bounds.max)
-    high = segment_max(torch.where(used, tasks, bounds.min), segment, bounds.min)
-    arguments.fail_at(
-        function,
-        "trajectory",
-        to_rows((low < high).index_select(0, segment) & used, order),
-        "in one group only",
-        "one that spans several",
-        "give every trajectory an id of its own, for example group * trajectories_per_group + index",
-    )
+    order, number = sort_segments([group], [])
+    if int(segment_sum(first[order].to(torch.int64), number, number.shape[0]).max()) > 1:
+        return
+    different = trajectory[first]
+    if different.unique().shape[0] < different.shape[0]:
+        fix = "swap trajectory and group, or, if every task has one trajectory, number trajectories over the whole batch"
+        got = "one trajectory in every group, and a label of trajectories in several groups"
+        checks.fail(function, "trajectory", "a label within its group, where trajectories are compared", got, fix)
 
 
 def _read(
@@ -107,7 +112,14 @@ def _read(
     if trajectory is None:
         return values, values, valid, task, valid
     own = arguments.labels(function, "trajectory", trajectory, valid)
-    check_one_group(function, own, task, valid)
+    unit, first = trajectory_scores(values, valid, own, task)
+    check_not_swapped(function, own, task, first)
     if statistics.count == "row":
         return values, values, valid, task, valid
-    return values, *trajectory_scores(values, valid, own, task), task, valid
+    if checks.values_wanted(values, valid) and not torch.equal(torch.where(valid, unit, 0), values):
+        warnings.warn(
+            f"{function}: scores differ within a trajectory, so each row's own score is compared with the trajectories' means. To compare "
+            "whole trajectories give all rows of one its total (gigpo_advantages(...).episode does); a penalty on single rows may stay.",
+            stacklevel=3,
+        )
+    return values, unit, first, task, valid

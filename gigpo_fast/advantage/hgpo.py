@@ -7,10 +7,11 @@ from .. import checks
 from ..segments import dense_labels, sort_rows
 from ..types import GiGPOAdvantages
 from . import arguments
-from .group import group_advantages
+from .group import check_not_swapped, first_of, group_advantages
 from .moments import moments, standardise
 from .returns import discounted_returns
 from .statistics import ROLL, GroupStatistics, check_options
+from .transitions import numbered
 
 # The authors' code: the population's deviation, unlike GiGPO's; exact zeros where a group is constant or has one row.
 HGPO = GroupStatistics(count="row", ddof=0)
@@ -18,7 +19,7 @@ HGPO = GroupStatistics(count="row", ddof=0)
 
 def hgpo_advantages(
     rewards: Tensor,  # (S,) float, int or bool, reward of each step
-    trajectory: Tensor | list,  # (S,) int64 or a list of str or int, unique over all tasks
+    trajectory: Tensor | list,  # (S,) labels, compared within their group
     group: Tensor | list,  # (S,) int64 or a list of str or int, task of each step
     anchor: Tensor | list,  # (S,) int64 or a list of str or int, state of each step; -1 = none
     *,
@@ -59,6 +60,9 @@ def hgpo_advantages(
         arguments.labels(function, name, label, counted)
         for name, label in (("trajectory", trajectory), ("group", group), ("anchor", anchor))
     )
+    pair = numbered(own, task)
+    check_not_swapped(function, own, task, first_of(pair, counted))
+    own = pair
     returns = discounted_returns(rewards, own, gamma=gamma, step=step, valid=valid)
     values = torch.where(counted, returns, 0).to(torch.float64)
     time = arguments.steps(function, step, counted)

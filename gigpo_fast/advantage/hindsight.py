@@ -6,9 +6,9 @@ from torch import Tensor
 from .. import checks
 from ..types import GiGPOAdvantages
 from . import arguments
-from .group import group_advantages
+from .group import check_not_swapped, group_advantages
 from .moments import moments, standardise
-from .returns import returns_to_go, time_order, trajectory_sums
+from .returns import first_rows, returns_to_go, time_order, trajectory_sums
 from .statistics import CORRECTED, GroupStatistics, check_options
 from .transitions import following_rows, last_rows, numbered
 
@@ -55,8 +55,9 @@ def hindsight_advantages(
     values = arguments.scores(function, "rewards", rewards, counted)
     likely = arguments.scores(function, "hindsight", hindsight, counted)
     own, task = (arguments.labels(function, name, label, counted) for name, label in (("trajectory", trajectory), ("group", group)))
-    own = numbered(task, own)
+    label, own = own, numbered(task, own)
     timeline = time_order(function, own, arguments.steps(function, step, counted), counted, all_valid=False)
+    check_not_swapped(function, label, task, first_rows(timeline))
     if episode_scores is None:
         scores = trajectory_sums(values, timeline)
     else:

@@ -76,6 +76,8 @@ def optimal_token_baseline_advantages(
     compared = torch.where(plain.flat, 0.0, tokens - baseline)
     alone = tokens if singleton == "raw" else torch.zeros_like(tokens)
     result = torch.where(trained, torch.where(total.count > 1.0, compared, alone), 0.0)
+    if lines.fault is not None:
+        result = result.masked_fill(lines.fault, float("nan"))
     return result.view(mask.shape).to(arguments.result_dtype(rewards))
 
 

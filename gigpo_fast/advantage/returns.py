@@ -24,11 +24,12 @@ class Timeline(NamedTuple):
 
 def discounted_returns(
     rewards: Tensor,  # (S,) float, int or bool, reward of each step
-    trajectory: Tensor | list,  # (S,) int64 or a list of str or int, unique over all tasks
+    trajectory: Tensor | list,  # (S,) labels, compared within their group; without `group` unique over all tasks
     *,
     gamma: float,
     step: Tensor | list | None = None,  # (S,) int64, time of each step in its trajectory
     valid: Tensor | None = None,  # (S,) bool
+    group: Tensor | list | None = None,  # (S,) labels, task of each step: for trajectories that are numbered anew in each
 ) -> Tensor:  # (S,) float32, float64 for float64 rewards
     """The discounted sum of the rewards from each step to the end of its trajectory.
 
@@ -54,14 +55,17 @@ def discounted_returns(
         arguments.steps(function, step, counted),
         counted,
         all_valid=valid is None,
+        group=None if group is None else arguments.labels(function, "group", group, counted),
     )
     return returns_to_go(values, timeline, gamma).to(arguments.result_dtype(rewards))
 
 
-def time_order(function: str, trajectory: Tensor, step: Tensor | None, valid: Tensor, *, all_valid: bool) -> Timeline:
-    """Sort rows by trajectory and time."""
+def time_order(
+    function: str, trajectory: Tensor, step: Tensor | None, valid: Tensor, *, all_valid: bool, group: Tensor | None = None
+) -> Timeline:
+    """Sort rows by trajectory, which is compared within its group, and time."""
     keys = [key for key in (step, None if all_valid else (~valid).to(torch.int64)) if key is not None]
-    order, segment = sort_segments([trajectory], keys)
+    order, segment = sort_segments([trajectory] if group is None else [trajectory, group], keys)
     if step is not None and checks.values_wanted(step, valid):
         _check_steps(function, order, segment, step, valid.index_select(0, order))
     return Timeline(order, segment, valid)
@@ -96,5 +100,5 @@ def _check_steps(function: str, order: Tensor, segment: Tensor, step: Tensor, co
         to_rows(wrong, order),
         "different in all valid rows of a trajectory",
         "the same (trajectory, step)",
-        "number steps from 0 in every trajectory, give every trajectory an id of its own, and set valid=False in copies of a row",
+        "number steps from 0 in every trajectory, pass group or give every trajectory an id of its own, and set valid=False in copies",
     )

@@ -44,23 +44,41 @@ def to_tokens(
 
     The same, slowly: `torch.where(step_ids >= 0, advantages[step_ids.clamp(min=0)], 0.0)`.
 
-    Under full validation raises for ids outside [-1, S).
+    Every step stands in `step_ids`, up to the last one, but for rows of one step each, which may be masked throughout. Where values are
+    checked raises for ids outside [-1, S) and for advantages that are left over; where checking would wait such a call gives NaN.
+    Spread the whole batch and cut it then: a micro-batch's step_ids leave advantages over.
     """
     checks.tensor("to_tokens", "advantages", advantages, shape=(None,), dtypes=checks.FLOATS, fix="pass one advantage a step")
     checks.tensor(
         "to_tokens", "step_ids", step_ids, dtypes=(torch.int64,), device=advantages.device, fix="advantage.step_ids(mask) makes them"
     )
     steps = advantages.shape[0]
+    # Two more entries: 0 for the tokens of no step, so that nothing stored in a step can reach them, and NaN for steps that are none.
+    padded = torch.cat([advantages, advantages.new_zeros(1), advantages.new_full((1,), float("nan"))])
+    outside = (step_ids < -1) | (step_ids >= steps)
+    found = padded[torch.where(outside, steps + 1, torch.where(step_ids < 0, steps, step_ids))]
+    if step_ids.dim() == 2 and step_ids.shape[0] == steps:
+        over = None  # a row is a step
+    else:
+        over = torch.cat([step_ids.reshape(-1), step_ids.new_full((1,), -1)]).amax() + 1 < steps
+        found = found.masked_fill(over, float("nan"))
     if checks.values_wanted(step_ids):
-        wrong = (step_ids < -1) | (step_ids >= steps)
         arguments.fail_at(
             "to_tokens",
             "step_ids",
-            wrong.flatten(),
+            outside.flatten(),
             f"in [-1, {steps}) for {steps} advantages",
             "an id outside",
             "compute advantages and step_ids from the same batch: one advantage for every step that has trained tokens",
         )
-    # One more entry, 0, for the tokens of no step: nothing stored in a step can reach them.
-    padded = torch.cat([advantages, advantages.new_zeros(1)])
-    return padded.index_select(0, torch.where(step_ids < 0, steps, step_ids).flatten()).view(step_ids.shape)
+        if over is not None and bool(over):
+            known = int(step_ids.max()) + 1 if step_ids.numel() else 0
+            checks.fail(
+                "to_tokens",
+                "advantages",
+                f"({known},), one a step of step_ids",
+                advantages,
+                "where a row holds several steps make ids with step_ids(mask, turns=True); spread the whole batch, then cut micro-batches; "
+                "leave out last steps without a trained token",
+            )
+    return found

@@ -8,7 +8,8 @@ from torch import Tensor
 from .. import checks
 from ..segments import segment_max, sort_segments, to_rows
 from . import arguments
-from .returns import Timeline, time_order
+from .group import check_not_swapped
+from .returns import Timeline, first_rows, time_order
 
 
 class Transitions(NamedTuple):
@@ -71,6 +72,7 @@ def read_transitions(
     task, lone = numbered(task), state == -1
     taken = counted & (alone | ~lone)
     timeline = time_order(function, numbered(task, own), arguments.steps(function, step, counted), taken, all_valid=False)
+    check_not_swapped(function, own, task, first_rows(timeline))
     ended = torch.zeros_like(counted)
     if success is not None:
         flagged = checks.mask(function, success, tuple(counted.shape), counted.device, name="success")

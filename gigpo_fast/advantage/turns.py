@@ -8,6 +8,7 @@ from torch import Tensor
 from .. import checks
 from ..segments import segment_max, segment_totals, sort_segments, to_rows
 from . import arguments
+from .group import check_not_swapped
 from .moments import moments, standardise
 from .returns import Timeline, first_rows, returns_to_go, time_order
 from .statistics import CORRECTED, GroupStatistics, check_options
@@ -105,6 +106,7 @@ def turn_gain_advantages(
 def _turns_in_time(function: str, trajectory, group, step, counted: Tensor) -> tuple[Tensor, Timeline]:
     own, task = (arguments.labels(function, name, label, counted) for name, label in (("trajectory", trajectory), ("group", group)))
     timeline = time_order(function, numbered(task, own), arguments.steps(function, step, counted), counted, all_valid=False)
+    check_not_swapped(function, own, task, first_rows(timeline))
     return task, timeline
 
 
