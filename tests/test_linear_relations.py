@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from gigpo_fast.distributed import Denominator, global_denominator
+from gigpo_fast.distributed import global_denominator
 from gigpo_fast.head import Head
 from gigpo_fast.loss import LossOutput, linear_policy_loss
 from gigpo_fast.objective import (
@@ -36,7 +36,7 @@ EACH = pytest.mark.parametrize("objective", [PLAIN, SEQUENCE, FULL], ids=["plain
 def test_micro_batches_add_up(objective, seed, parts):
     """1 against 2 to 4 micro-batches with the denominator given: loss, every gradient, merged metrics."""
     b = make_batch((5, 4), dtype=torch.float64, seed=seed)
-    denominator = Denominator(global_denominator(b.mask, aggregation=objective.aggregation).total.clamp(min=1))
+    denominator = global_denominator(b.mask, objective=objective)
     whole = run_linear(b, objective, denominator=denominator)
     pieces = [
         run_linear(per_token(b, lambda value, r=rows: value[r]), objective, denominator=denominator)

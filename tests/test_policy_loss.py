@@ -86,7 +86,7 @@ def test_arithmetic_is_float32_for_low_precision_inputs():
 def test_micro_batches_add_up(objective, seed, parts):
     """Loss, gradients and metrics of whole rows in any number of parts, with the denominator given."""
     b = make_batch((5, 4), dtype=torch.float64, seed=seed)
-    denominator = Denominator(global_denominator(b.mask, aggregation=objective.aggregation).total.clamp(min=1))
+    denominator = global_denominator(b.mask, objective=objective)
     whole = run_policy(b, objective, denominator=denominator)
     pieces = [
         run_policy(per_token(b, lambda value, r=rows: value[r]), objective, denominator=denominator)
