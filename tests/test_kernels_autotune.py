@@ -160,7 +160,7 @@ def test_the_launchers_get_what_was_chosen(monkeypatch):
         return chosen
 
     monkeypatch.setattr(autotune, "best", best)
-    monkeypatch.setattr(rows_triton.forward, "rows_forward", lambda *arguments, config: given.update(forward=config))
+    monkeypatch.setattr(rows_triton.forward, "rows_forward", lambda *arguments, squares, config: given.update(forward=config))
     monkeypatch.setattr(rows_triton.backward, "rows_backward", lambda *arguments, config: given.update(backward=config))
     x, one, ids = logits(), torch.ones(3), torch.zeros(3, dtype=torch.int64)
     rows_triton.rows_forward(x, ids, one, 0.5)

@@ -79,7 +79,7 @@ def matrix(rows, V, dtype, *, odd=False):
 def record(monkeypatch, kernel, arch, *, rows=2, V=151936, dtype=torch.float32, softcap=False, config=None, **case):
     """Call one launcher on (rows, V) logits as on `arch` and return what it would launch.
 
-    Other keys: out_dtype, source, on_policy, odd_logits, odd_out.
+    Other keys: out_dtype, source, squares, on_policy, odd_logits, odd_out.
     """
     logits, ids = matrix(rows, V, dtype, odd=case.get("odd_logits", False)), torch.zeros(rows, dtype=torch.int64)
     values = torch.ones(rows, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
@@ -91,7 +91,7 @@ def record(monkeypatch, kernel, arch, *, rows=2, V=151936, dtype=torch.float32, 
         patch.setattr(configs, "architecture", lambda device: arch)
         patch.setattr(module, f"{kernel}_kernel", recorder)
         if kernel == "rows_forward":
-            rows_forward.rows_forward(logits, ids, values, tanh_in, config=config)
+            rows_forward.rows_forward(logits, ids, values, tanh_in, squares=case.get("squares", True), config=config)
         elif kernel == "rows_backward":
             out, lse = matrix(rows, V, case.get("out_dtype", dtype), odd=case.get("odd_out", False)), values.new_ones(rows, 2)
             source = ids if case.get("source") else None
@@ -108,6 +108,7 @@ def cases(arch):
         common = {"softcap": softcap, "V": V}
         for dtype in (torch.float32, torch.bfloat16):
             yield "rows_forward", {"dtype": dtype, **common}
+            yield "rows_forward", {"dtype": dtype, "squares": False, **common}
             yield "rows_backward", {"dtype": dtype, "source": dtype == torch.float32, "out_dtype": torch.bfloat16, **common}
     yield "rows_backward", {"dtype": torch.float32}
     yield "rows_backward", {"dtype": torch.float16}
@@ -210,6 +211,17 @@ def test_the_gates_see_a_narrow_store(monkeypatch, tmp_path):
     """Rows of the gradient that start anywhere are written element by element: with the options of aligned rows that is a fault."""
     recorder = record(monkeypatch, "rows_backward", "sm_90", odd_out=True)
     assert faults("rows_backward", {}, "sm_90", recorder, recorder.compile("sm_90"), tmp_path)[1] == ["stores narrower than 128 bits"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_squares_that_nobody_wants_are_not_computed(dtype, monkeypatch):
+    """A product and a sum an element less."""
+    ptx = {
+        wanted: record(monkeypatch, "rows_forward", "sm_90", dtype=dtype, squares=wanted).compile("sm_90").asm["ptx"]
+        for wanted in (True, False)
+    }
+    products = {wanted: len(re.findall(r"mul\.rn\.f32|mul\.f32|fma\.rn\.f32", text)) for wanted, text in ptx.items()}
+    assert products[True] - products[False] >= 4096 // (8 * 32)
 
 
 @pytest.mark.parametrize("kernel", configs.TABLE["sm_90"])

@@ -22,6 +22,7 @@ from gigpo_fast.kernels.configs import Config
 from gigpo_fast.kernels.rows_backward import rows_backward
 from gigpo_fast.kernels.rows_forward import rows_forward
 from tests.interpreter_helpers import apart, assert_as_exact_as_torch, plain_gradient, plain_rows, program_order
+from tests.tolerance import assert_same_bits
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy warns of every NaN and infinity on the way
 SMALL, INF = Config(32, 1, 1), float("inf")
@@ -50,6 +51,10 @@ def assert_rows(logits, ids, scale, tanh_in, *, config=SMALL, out=None):
     exact_inputs = logits.double(), ids, scale.double(), tanh_in
     plain_inputs = logits.to(scale.dtype), ids, scale, tanh_in
     got = rows_forward(logits, ids, scale, tanh_in, config=config)
+    *same, none = rows_forward(logits, ids, scale, tanh_in, squares=False, config=config)
+    assert none is None
+    for value, again in zip(got[:3], same, strict=True):
+        assert_same_bits("without squares", again, value)
     for value, plain, exact in zip(apart(*got), plain_rows(*plain_inputs), plain_rows(*exact_inputs), strict=True):
         assert value.dtype == scale.dtype
         assert_as_exact_as_torch(value, plain, exact, factor=2)

@@ -92,7 +92,9 @@ class FusedLoss:
             return
         rows = ScoredRows(hidden, token_ids, scale, lse, entropy, c, e)
         rows = ScoredRows(*(tensor[: stop - start] if active is None else tensor.index_select(0, active) for tensor in rows))
-        d_hidden = self.gradients.add_chunk(logits, rows, self.head, active)
+        d_logits, factor = self.gradients.form(logits, rows, self.head, active)
+        del logits
+        d_hidden = self.gradients.add_chunk(d_logits, factor, rows.hidden, self.head)
         self._store(d_hidden, start, stop, active)
 
     def two_passes(self, start: int, stop: int, budget: int) -> None:

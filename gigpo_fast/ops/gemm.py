@@ -4,6 +4,7 @@ Low-precision operands: on a GPU the GEMM itself accumulates and returns fp32 (`
 exists, so the weight is upcast slab by slab and fp32 GEMMs run. fp32 operands follow the user's TF32 setting.
 """
 
+import contextlib
 import functools
 
 import torch
@@ -82,16 +83,21 @@ def slabs(columns: int) -> list[slice]:
 
 
 def _low_precision_mm(a: Tensor, b: Tensor) -> Tensor:
-    if _has_out_dtype():
+    if _has_out_dtype(a.device, a.dtype):
         return torch.mm(a, b, out_dtype=torch.float32)
     return torch.mm(a.float(), b.float())  # slower, never less exact
 
 
 @functools.cache
-def _has_out_dtype() -> bool:
-    """True if this torch multiplies bf16 matrices into an fp32 result on its GPU; asked once."""
+def _has_out_dtype(device: torch.device, dtype: torch.dtype) -> bool:
+    """True if `device` multiplies matrices of `dtype` into an fp32 result; asked once for each, since a GPU may know fp16 and not bf16.
+
+    The question goes to a stream of its own, or a graph that is being captured would take it in.
+    """
+    aside = torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else contextlib.nullcontext()
     try:
-        probe = torch.ones(16, 16, dtype=torch.bfloat16, device="cuda")
-        return torch.mm(probe, probe, out_dtype=torch.float32).dtype == torch.float32
+        with aside:
+            probe = torch.ones(16, 16, dtype=dtype, device=device)
+            return torch.mm(probe, probe, out_dtype=torch.float32).dtype == torch.float32
     except (RuntimeError, TypeError):
         return False

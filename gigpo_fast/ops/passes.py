@@ -95,12 +95,16 @@ def split(start: int, stop: int, most: int) -> list[tuple[int, int]]:
 
 
 def score(
-    hidden: Tensor, token_ids: Tensor, scale: Tensor, head: HeadTensors, buffer: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(logits (m, V), log_probs (m,), lse (m, 2), entropy (m,), squared (m,)) of one chunk; the logits live in `buffer` until the next."""
+    hidden: Tensor, token_ids: Tensor, scale: Tensor, head: HeadTensors, buffer: Tensor | None, *, squares: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """(logits (m, V), log_probs (m,), lse (m, 2), entropy (m,), squared (m,)) of one chunk; the logits live in `buffer` until the next.
+
+    Without `squares`, which no loss reads, `squared` means nothing.
+    """
     rows = rows_for(hidden.device)  # before the product, which would hang where this raises
     logits = head_logits(hidden, head.weight, head.bias, buffer, head.fixed_rows)
-    found = rows.rows_forward(logits, token_ids, scale, head.tanh_in)
+    squares = squares or bool(head.shards.group_name)  # what ranks exchange is of one shape
+    found = rows.rows_forward(logits, token_ids, scale, head.tanh_in, squares=squares)
     return logits, *head.shards.together(token_ids, found)
 
 
@@ -135,11 +139,14 @@ class Gradients:
         self.d_weight: Tensor | None = None  # (V, H)
         self.d_bias: Tensor | None = None  # (V,)
 
-    def add_chunk(self, logits: Tensor, rows: ScoredRows, head: HeadTensors, source_rows: Tensor | None) -> Tensor | None:
-        """Add a chunk whose logits are at hand; its d_hidden (m, H) is returned."""
-        d_logits, factor = d_logits_of(logits, rows, head.tanh_in, _operand(head.weight), source_rows)
+    def form(self, logits: Tensor, rows: ScoredRows, head: HeadTensors, source_rows: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """A chunk's dlogits and factor, as of `d_logits_of`. The caller lets go of the logits before they are added."""
+        return d_logits_of(logits, rows, head.tanh_in, _operand(head.weight), source_rows)
+
+    def add_chunk(self, d_logits: Tensor, factor: Tensor | None, hidden: Tensor, head: HeadTensors) -> Tensor | None:
+        """Add a chunk that was formed; its d_hidden (m, H) is returned."""
         if self.need_d_weight:
-            self.d_weight = add_d_weight(self.d_weight, d_logits, rows.hidden, factor)
+            self.d_weight = add_d_weight(self.d_weight, d_logits, hidden, factor)
         if self.need_d_bias:
             d_bias = _scaled(d_logits.sum(0, dtype=compute_dtype(head.weight.dtype)), factor)
             self.d_bias = d_bias if self.d_bias is None else self.d_bias.add_(d_bias)
@@ -166,8 +173,11 @@ def recompute_backward(
         piece, slab = head.columns(slice(left, right)), Gradients(need)
         for top, bottom in split(0, m, height):
             block = ScoredRows(*(tensor[top:bottom] for tensor in rows))
+            block = block._replace(token_ids=block.token_ids - left)
             logits = head_logits(block.hidden, piece.weight, piece.bias, buffer, piece.fixed_rows)
-            part = slab.add_chunk(logits, block._replace(token_ids=block.token_ids - left), piece, None)
+            d_logits, factor = slab.form(logits, block, piece)
+            del logits
+            part = slab.add_chunk(d_logits, factor, block.hidden, piece)
             if part is not None:
                 d_hidden[top:bottom] += part
         if slab.d_weight is not None:

@@ -19,7 +19,9 @@ def rows_forward(
     token_ids: Tensor,  # (n,) int64; outside [0, V): log-prob NaN
     scale: Tensor,  # (n,) float32, float64 for float64 logits: logit_scale, softcap and temperature in one factor
     tanh_in: float,  # 1 / softcap, or 0.0 for none
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *,
+    squares: bool = True,  # False: None in the place of `squared`
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """(log_probs (n,), lse (n, 2), entropy (n,), squared (n,)) of softmax over the transformed logits z, in the dtype of `scale`, in nats.
 
         z = scale[:, None] * (torch.tanh(tanh_in * logits) if tanh_in else logits)
@@ -35,7 +37,8 @@ def rows_forward(
     n = _matrix(name, "logits", logits).shape[0]
     compute = checks.compute_dtype(logits.dtype)
     ids = _per_row(name, "token_ids", token_ids, n, torch.int64)
-    return _ops().rows_forward(logits, ids, _per_row(name, "scale", scale, n, compute), float(tanh_in))
+    *found, squared = _ops().rows_forward(logits, ids, _per_row(name, "scale", scale, n, compute), float(tanh_in))
+    return *found, squared if squares else None
 
 
 def rows_backward(

@@ -14,14 +14,17 @@ def rows_forward(
     token_ids: Tensor,  # (n,) int64
     scale: Tensor,  # (n,) compute dtype
     tanh_in: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(log_probs (n,), lse (n, 2), entropy (n,), squared (n,)) of softmax p over z = scale * x or scale * tanh(tanh_in * x).
+    *,
+    squares: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """(log_probs (n,), lse (n, 2), entropy (n,), squared (n,) or None) of softmax p over z = scale * x or scale * tanh(tanh_in * x).
 
     The log-sum-exp is two numbers, the maximum and the log of the sum above it: their sum would lose digits where it is large.
-    `squared` is the sum of p^2.
+    `squared` is the sum of p^2, None without `squares`.
     """
     n, vocabulary = logits.shape
-    log_probs, lse, entropy, squared = scale.new_empty(n), scale.new_empty((n, 2)), scale.new_empty(n), scale.new_empty(n)
+    log_probs, lse, entropy = scale.new_empty(n), scale.new_empty((n, 2)), scale.new_empty(n)
+    squared = scale.new_empty(n) if squares else None
     for rows in _blocks(n, vocabulary):
         z = _transform(logits[rows], scale[rows], tanh_in)
         largest = z.amax(1, keepdim=True)
@@ -31,7 +34,8 @@ def rows_forward(
         log_total = total.log()
         z.masked_fill_(exponentials == 0, 0)  # 0 * -inf is 0 here
         entropy[rows] = log_total - (exponentials * z).sum(1) / total
-        squared[rows] = exponentials.square_().sum(1) / total.square()
+        if squared is not None:
+            squared[rows] = exponentials.square_().sum(1) / total.square()
         lse[rows] = torch.cat([largest, log_total.unsqueeze(1)], 1)
         inside = (token_ids[rows] >= 0) & (token_ids[rows] < vocabulary)
         target = logits[rows].gather(1, token_ids[rows].clamp(0, vocabulary - 1).unsqueeze(1))

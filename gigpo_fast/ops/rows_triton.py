@@ -10,10 +10,12 @@ from ..kernels import rows_forward as forward
 from ..kernels.configs import Config
 
 
-def rows_forward(logits: Tensor, token_ids: Tensor, scale: Tensor, tanh_in: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def rows_forward(
+    logits: Tensor, token_ids: Tensor, scale: Tensor, tanh_in: float, *, squares: bool = True
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """`kernels.rows_forward.rows_forward` in the configuration of `config_for`."""
     config = config_for("rows_forward", logits, tanh_in)
-    return forward.rows_forward(logits, token_ids, scale, tanh_in, config=config)
+    return forward.rows_forward(logits, token_ids, scale, tanh_in, squares=squares, config=config)
 
 
 def rows_backward(

@@ -94,7 +94,7 @@ def linear_token_log_probs(
     with torch.autocast(hidden.device.type, enabled=False):
         buffer = logits_buffer(max(min(most, n), head.fixed_rows), weight)
         for start, stop in split(0, n, most):
-            _, *found = score(hidden[start:stop], token_ids[start:stop], scale[start:stop], head, buffer)
+            _, *found = score(hidden[start:stop], token_ids[start:stop], scale[start:stop], head, buffer, squares=True)
             log_probs[start:stop], lse[start:stop], entropy[start:stop], squared[start:stop] = found
     return log_probs, entropy, lse, squared
 
