@@ -13,6 +13,7 @@ from gigpo_fast.objective import Clip, EntropyBonus, KLPenalty, PolicyObjective,
 from gigpo_fast.ops import passes
 from tests import gpu
 from tests.gpu import DEVICE, ON_GPU, randint, randn
+from tests.test_scaling import assert_one_rounding
 from tests.tolerance import GRADIENT, VALUE, assert_no_worse_than, assert_same_bits, error, roundings
 
 pytestmark = gpu.marks
@@ -187,3 +188,16 @@ def test_autocast_with_a_float32_master_weight():
     assert weight.grad.dtype == hidden.grad.dtype == torch.float32
     low = linear_policy_loss(hidden.bfloat16(), weight.bfloat16(), ids, advantages, mask, old_log_probs=old, objective=PLAIN).loss
     assert_same_bits("loss", loss.detach(), low.detach())
+
+
+@pytest.mark.parametrize("upstream", [1.0, 1 / 3])
+def test_the_upstream_scalar_is_applied_in_float32(upstream):
+    """A GPU's own product of a bfloat16 tensor and a 0-dim scalar rounds the scalar first, which every gradient would carry on."""
+    hidden, weight, _, ids, advantages, mask, old, _ = batch(torch.bfloat16)
+    found = []
+    for scalar in (1.0, upstream):
+        leaves = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        (scalar * linear_policy_loss(*leaves, ids, advantages, mask, old_log_probs=old, objective=PLAIN).loss).backward()
+        found.append([leaf.grad for leaf in leaves])
+    for whole, scaled in zip(*found):
+        assert_one_rounding(scaled, whole, torch.tensor(upstream, device=DEVICE))

@@ -21,7 +21,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from gigpo_fast.kernels import clip_loss, configs, rows_backward, rows_forward  # noqa: E402
+from gigpo_fast.kernels import clip_loss, configs, rows_backward, rows_forward, scale  # noqa: E402
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -240,3 +240,23 @@ def test_one_program_a_row_on_the_first_grid_axis(monkeypatch):
 def test_every_table_row_serves_every_kernel_and_element_size():
     for table in configs.TABLE.values():
         assert {kernel: set(sizes) for kernel, sizes in table.items()} == {kernel: {2, 4, 8} for kernel in configs.TABLE["sm_90"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("arch", TARGETS)
+def test_the_scalar_kernel_compiles_as_designed(arch, dtype, monkeypatch, tmp_path):
+    """128-bit loads and stores, 64-bit offsets, no spill, the product in float32 (float64 for float64)."""
+    recorder = Recorder(scale.scale_kernel)
+    monkeypatch.setattr(scale, "scale_kernel", recorder)
+    scale.scale_(torch.empty(1 << 16, dtype=dtype), torch.ones(()))
+    compiled = recorder.compile(arch)
+    _, *spilled = resources(compiled, tmp_path)
+    assert spilled == [0, 0] and "atomic" not in compiled.asm["ttir"]
+    assert re.search(r"arith\.muli .*: i64\b", compiled.asm["ttir"])
+    wide = "f64" if dtype == torch.float64 else "f32"
+    assert re.search(rf"arith\.mulf .*tensor<{scale.BLOCK}x{wide}>", compiled.asm["ttir"])
+    if "ptx" in compiled.asm:
+        ptx, wanted = compiled.asm["ptx"], scale.BLOCK * dtype.itemsize // 16 // (scale.NUM_WARPS * 32)
+        for instruction in ("ld", "st"):
+            assert len(re.findall(rf"{instruction}\.global\S*\.v[24]\.b(?:32|64)", ptx)) >= wanted

@@ -18,6 +18,7 @@ HERE = pathlib.Path(__file__).parent
         "test_kernels_interpreter.py",
         "test_kernels_interpreter_clip.py",
         "test_kernels_interpreter_fused.py",
+        "test_kernels_interpreter_scale.py",
         "test_segments_interpreter.py",
     ],
 )

@@ -11,6 +11,7 @@ from ..transforms import legacy_batched, transformed
 from . import fused_loss
 from .guard import no_double_backward, no_forward_mode, no_transforms
 from .passes import HeadTensors, held_dtype
+from .scaling import scale_, scaled
 from .shards import Shards
 
 
@@ -129,8 +130,8 @@ def _backward_op(
     d_loss: Tensor, d_hidden: Tensor, d_weight: Tensor, d_bias: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The held gradients times the upstream scalar, in the dtype of what they are gradients of."""
-    scaled = lambda gradient, like: (gradient * d_loss).to(gradient.dtype if like is None else like.dtype)  # noqa: E731
-    return scaled(d_hidden, hidden), scaled(d_weight, weight), scaled(d_bias, bias)
+    times = lambda gradient, like: scaled(gradient, d_loss).to(gradient.dtype if like is None else like.dtype)  # noqa: E731
+    return times(d_hidden, hidden), times(d_weight, weight), times(d_bias, bias)
 
 
 @_backward_op.register_fake
@@ -181,7 +182,7 @@ def _backward(ctx, d_loss, *_):
         found = [(gradient.to(d_loss.dtype) * d_loss).to(like.dtype) if needed else None
                  for gradient, like, needed in zip(saved[:3], saved[3:], need)]  # fmt: skip
     elif _last_use(d_loss, saved[0]):
-        found = [gradient.mul_(d_loss).to(like.dtype) if needed else None for gradient, like, needed in zip(saved[:3], saved[3:], need)]
+        found = [scale_(gradient, d_loss).to(like.dtype) if needed else None for gradient, like, needed in zip(saved[:3], saved[3:], need)]
     else:
         found = torch.ops.gigpo_fast.linear_policy_loss_backward(d_loss, *saved)
     gradients = [gradient if needed else None for gradient, needed in zip(found, need)]
