@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import checks
 from .collectives import group_of
+from .constants import constant
 from .linear_head import check_memory, check_plain_weight
 from .sharded_head import shard_columns
 
@@ -118,7 +119,7 @@ def row_scale(
             checks.fail(
                 function, "temperature", "> 0 at every token", f"minimum {float(temperature.min())}", "use the sampler's temperature"
             )
-        scale = (outer / temperature.detach().reshape(-1).to(torch.float64)).to(like.device, dtype)
+        scale = (outer / constant(function, "temperature", temperature).reshape(-1).to(torch.float64)).to(like.device, dtype)
         return scale.expand(tokens).contiguous(), tanh_in
     temperature = checks.number(function, "temperature", temperature, above=0, fix="use the temperature the tokens were sampled with")
     return torch.full((tokens,), outer / temperature, dtype=dtype, device=like.device), tanh_in

@@ -41,7 +41,9 @@ def token_log_probs(
 
     One read of the logits forward; one read and one write backward. Arithmetic in fp32 (fp64 for fp64 logits); results in
     that dtype, nats; the gradient in the dtype of the logits. A token id out of range raises under full validation, else
-    its log-prob is NaN. Raises on unequal leading shapes, temperature <= 0, and on a backward through the backward.
+    its log-prob is NaN. `temperature` is a constant. Inside torch.func and forward mode (jvp, vmap, Hessian-vector products) the same in
+    plain torch over blocks of rows. Raises on unequal leading shapes, temperature <= 0, and on a backward through the backward outside of
+    torch.func.
     """
     log_probs, entropy, _ = _from_logits("token_log_probs", logits, token_ids, temperature, logit_scale, softcap, vocab_size)
     return TokenLogProbs(log_probs, entropy)
@@ -89,7 +91,8 @@ def linear_token_log_probs(
     logits, which are never rounded; d_hidden sums in fp32 over the vocabulary; each entry of d_weight is rounded once.
     Peak memory beside results: chunk_bytes (default 256 MiB on a CPU; on a GPU 1 GiB or what 4096 rows need) plus
     N x H x 4 bytes while d_hidden is summed. `invariant`: as in loss.linear_policy_loss, so that the log-probs of one policy are the
-    same bits in any batch. Errors as in `token_log_probs`, and for a head that is sharded, quantised or of another dtype.
+    same bits in any batch. Forward mode is one more product, and never holds N x V logits either. Errors as in `token_log_probs`, and
+    for a head that is sharded, quantised or of another dtype; inside torch.func for a vocabulary-parallel head and `invariant`.
     """
     log_probs, entropy, _ = _from_hidden("linear_token_log_probs", hidden, head, token_ids, temperature, chunk_bytes, invariant)
     return TokenLogProbs(log_probs, entropy)

@@ -67,6 +67,8 @@ def policy_loss(
     micro-batches or ranks. Untrained tokens cannot touch value, gradient or metrics, whatever is stored there. Arithmetic in
     fp32 (fp64 if log_probs is fp64). Raises on unequal shapes (nothing is broadcast), on a tensor an objective needs and
     lacks, and on one it would not read. Sources: see the blocks in `gigpo_fast.objective`.
+    Differentiable in log_probs and entropy, also in forward mode and as often as one likes. Everything else is a constant: no gradient
+    flows into advantages, old_log_probs, ref_log_probs, extras or denominator, and one that requires a gradient is warned of once.
     """
     if isinstance(mask, Tensor):
         checks.one_number_a_token("policy_loss", "log_probs", log_probs, tuple(mask.shape))
@@ -150,7 +152,10 @@ def linear_policy_loss(
     weight.grad stays as it was. Not for weights that FSDP or DDP reduces, nor for tied ones.
     Under torch.compile lengths and the numbers of an objective do not recompile; a Python float `denominator` or `temperature`
     does for every new value, a tensor does not.
-    Raises as `policy_loss` does, for a head that is sharded, quantised or of another dtype, and on a backward through the backward.
+    Differentiable in hidden, weight and bias; what is constant in `policy_loss` is here, and temperature. Inside torch.func and forward
+    mode (jvp, vmap, Hessian-vector products) it runs in plain torch over blocks of rows, at 8NVH and two to three times the time.
+    Raises as `policy_loss` does, for a head that is sharded, quantised or of another dtype, on a backward through the backward outside of
+    torch.func, and inside of it for a vocabulary-parallel head, `invariant` and `weight_grad_out`.
     """
     function = "linear_policy_loss"
     if not isinstance(token_ids, Tensor):

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from . import checks, values
+from .constants import constant
 from .objective import PolicyObjective, Scope, TokenBatch
 from .objective.penalty import ANCHORS
 from .sequences import Denominator, sequences_of
@@ -41,7 +42,8 @@ def ready_tokens(
         if value is None:
             return None
         checks.one_number_a_token(function, name, value, shape)
-        return checks.tensor(function, name, value, shape=shape, dtypes=checks.FLOATS, device=device, fix=fix).detach().to(dtype)
+        checks.tensor(function, name, value, shape=shape, dtypes=checks.FLOATS, device=device, fix=fix)
+        return constant(function, name, value).to(dtype)
 
     advantages = ready(
         "advantages", advantages, "give one advantage a token: advantage.to_tokens(advantages, step_ids), or row[:, None].expand_as(mask)"
@@ -137,7 +139,7 @@ def _total(function, denominator, objective, mask, sequences, dtype) -> Tensor:
         checks.tensor(function, "denominator", denominator, shape=(), dtypes=_NUMBERS, fix=fix)
         if checks.values_wanted(denominator) and not bool(denominator > 0):
             checks.fail(function, "denominator", "> 0", float(denominator), "count the whole batch with distributed.global_denominator")
-        return denominator.detach().to(mask.device, dtype)
+        return constant(function, "denominator", denominator).to(mask.device, dtype)
     value = checks.number(function, "denominator", denominator, above=0, fix="count the whole batch with distributed.global_denominator")
     return torch.full((), value, dtype=dtype, device=mask.device)
 
@@ -159,7 +161,8 @@ def _ready_extras(function, objective, shape, device, dtype, mask, extras, densi
         labels = name.endswith(("_ids", "_keys"))  # segment_ids, group_ids, token_keys: numbers that are compared, not computed with
         dtypes = (torch.int64,) if labels else (*checks.FLOATS, torch.bool)
         checks.tensor(function, f"extras[{name!r}]", value, shape=shape, dtypes=dtypes, device=device, fix="one value a token")
-        ready[name] = value.detach().to(dtype) if value.is_floating_point() else value.detach()
+        value = constant(function, f"extras[{name!r}]", value)
+        ready[name] = value.to(dtype) if value.is_floating_point() else value
     for name, value in ready.items():
         if value.is_floating_point() and checks.values_wanted(value, mask):
             _check_extra(function, name, value, mask, densities)

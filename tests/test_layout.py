@@ -35,6 +35,7 @@ LEVELS = {
     "collectives": 1,
     "segments": 1,
     "transforms": 1,
+    "constants": 1,
     "head": 2,
     "packing": 2,
     "linear_head": 2,

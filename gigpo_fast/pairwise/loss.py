@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..constants import constant
 from ..head import Head
 from ..inference import takes_inference_tensors
 from . import metrics
@@ -32,7 +33,8 @@ def pairwise_loss(
         (weights * link.loss(h, targets)).sum() / denominator                                         # + the NLL term
 
     `denominator` None is this call's number of pairs, right for a full batch only; with micro-batches or ranks pass the whole batch's.
-    A response may stand in any number of pairs. Arithmetic in fp32 (fp64 for fp64). Gradients reach log_probs alone. Raises on a
+    A response may stand in any number of pairs. Arithmetic in fp32 (fp64 for fp64). Gradients reach log_probs alone: what else
+    requires one is a constant and is warned of once. Raises on a
     tensor that the objective needs and lacks, and on one that it would not read. Sources: see the links, and recipes.names().
     """
     function = "pairwise_loss"
@@ -167,7 +169,7 @@ def response_loss(
     targets, weights = _per_pair(function, objective, dtype, count, device, targets, weights)
     if isinstance(reference_point, Tensor):
         checks.tensor(function, "reference_point", reference_point, shape=(), fix="pass a float or a 0-dim tensor")
-        reference_point = reference_point.detach().to(device, dtype)
+        reference_point = constant(function, "reference_point", reference_point).to(device, dtype)
     else:
         checks.number(function, "reference_point", reference_point, fix="0 compares with the reference policy")
     live = torch.ones(count, dtype=torch.bool, device=device) if weights is None else weights != 0
@@ -191,7 +193,7 @@ def _finish(function, objective, losses, weights, live, denominator, score, valu
     elif isinstance(denominator, Tensor):
         dtypes = (*checks.FLOATS, *checks.INTEGERS)
         checks.tensor(function, "denominator", denominator, shape=(), dtypes=dtypes, fix="pass a 0-dim tensor or a float")
-        total = denominator.detach().to(losses.device, losses.dtype)
+        total = constant(function, "denominator", denominator).to(losses.device, losses.dtype)
     else:
         total = losses.new_tensor(checks.number(function, "denominator", denominator, above=0, fix="count the whole batch's pairs"))
     losses = torch.where(live, losses, 0)
@@ -228,7 +230,7 @@ def _per_pair(function, objective, dtype, shape, device, targets, weights) -> tu
     targets = _only_if(function, "targets", shape, dtype, device, targets, objective.needs_targets, why, fix)
     if weights is not None:
         checks.tensor(function, "weights", weights, shape=shape, dtypes=checks.FLOATS, device=device, fix="pass one weight a comparison")
-        weights = weights.detach().to(dtype)
+        weights = constant(function, "weights", weights).to(dtype)
     return targets, weights
 
 
@@ -237,8 +239,7 @@ def _only_if(function, name, shape, dtype, device, value, needed: bool, why: str
         checks.fail(function, name, f"given as {shape} float for this objective ({why})", None, fix)
     if not needed and value is not None:
         checks.fail(function, name, "None for this objective", value, f"leave it out: it would not be read (it is, where {why})")
-    return (
-        None
-        if value is None
-        else checks.tensor(function, name, value, shape=shape, dtypes=checks.FLOATS, device=device, fix=fix).detach().to(dtype)
-    )
+    if value is None:
+        return None
+    checks.tensor(function, name, value, shape=shape, dtypes=checks.FLOATS, device=device, fix=fix)
+    return constant(function, name, value).to(dtype)

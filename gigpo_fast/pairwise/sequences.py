@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..constants import constant
 from ..head import Head
 from ..inference import takes_inference_tensors
 from ..logprob import linear_token_log_probs
@@ -165,5 +166,5 @@ def _weighted(function: str, kept: Tensor, weights: Tensor | None, mask: Tensor,
     checks.tensor(
         function, "token_weights", weights, shape=tuple(mask.shape), dtypes=checks.FLOATS, device=kept.device, fix="pass one weight a token"
     )
-    weights = weights.detach().to(kept.dtype)
+    weights = constant(function, "token_weights", weights).to(kept.dtype)
     return kept * (torch.where(mask, weights, 0) if rows is None else weights.reshape(-1)[rows])
