@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..segments import sort_rows
+from ..segments import segment_sum, sort_rows
 from . import arguments
 from .layout import backward_sum
 
@@ -69,5 +69,5 @@ def running_baseline_advantages(
     line = lines.index_select(0, order)
     newest = torch.ones_like(line, dtype=torch.bool)
     newest[1:] = line[1:] != line[:-1]
-    final = torch.zeros_like(start).scatter_add_(0, line, torch.where(newest, after, 0.0))
+    final = segment_sum(torch.where(newest, after, 0.0), line, agents)
     return RunningBaseline(torch.where(counted, values - rows, 0.0).to(arguments.result_dtype(scores)), final)

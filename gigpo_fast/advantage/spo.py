@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..segments import segment_sum
 from . import arguments
 from .group import group_advantages
 from .layout import backward_sum, forward_sum, layout, token_values
@@ -124,14 +125,14 @@ def tree_values(
     if checks.values_wanted(parent):
         arguments.fail_at(function, "parent", (parent < -1) | (parent >= nodes), f"in [-1, {nodes})", "a node outside", fix)
     above = torch.where(parent < 0, nodes, parent)
-    children = torch.zeros(nodes + 1, dtype=torch.float64, device=scores.device).scatter_add_(0, above, everyone.to(torch.float64))
+    children = segment_sum(everyone.to(torch.float64), above, nodes + 1)
     inner = children[:nodes] > 0
     value = arguments.scores(function, "scores", scores, ~inner)
     for _ in range(depth):
-        total = torch.zeros_like(children).scatter_add_(0, above, value)
+        total = segment_sum(value, above, nodes + 1)
         value = torch.where(inner, total[:nodes] / children[:nodes].clamp(min=1.0), value)
     if nodes and checks.values_wanted(value):
-        total = torch.zeros_like(children).scatter_add_(0, above, value)
+        total = segment_sum(value, above, nodes + 1)
         again = torch.where(inner, total[:nodes] / children[:nodes].clamp(min=1.0), value)
         if not torch.equal(again, value):
             checks.fail(function, "depth", "the edges from root to deepest leaf", depth, "pass a larger depth")

@@ -5,6 +5,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from ..segments import running_sums
 from ..settings import number
 from .batch import TokenBatch
 from .block import Scope
@@ -56,7 +57,7 @@ class SecondMoment(Weighting):
         trained = batch.trained()
         order = torch.argsort(torch.where(trained, squares, float("inf")), stable=True)
         ordered = squares.index_select(0, order)  # untrained tokens come last: they reach no mean of a trained one
-        means = ordered.cumsum(0) / torch.arange(1, order.shape[0] + 1, device=order.device, dtype=gap.dtype)
+        means = running_sums(ordered) / torch.arange(1, order.shape[0] + 1, device=order.device, dtype=gap.dtype)
         kept = torch.empty_like(trained).scatter_(0, order, means <= self.threshold)  # means of a growing sequence grow
         return kept.to(gap.dtype)
 

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from .. import backend
-from .rows import dense_labels, segment_ids, segment_max, segment_min, segment_sum, sort_rows, to_rows
+from .rows import dense_labels, running_sums, segment_ids, segment_max, segment_min, segment_sum, sort_rows, to_rows
 
 __all__ = [
     "dense_labels",
     "discount_powers",
     "discounted_sums",
+    "running_sums",
     "segment_ids",
     "segment_max",
     "segment_min",

@@ -28,9 +28,25 @@ def segment_ids(order: Tensor, *labels: Tensor) -> Tensor:
 def segment_sum(values: Tensor, segment: Tensor, size: int) -> Tensor:
     """(size,) the sum of each segment (zeros beyond the last); floats are added in the order of the rows; differentiable in `values`."""
     total = values.new_zeros(size)
-    if values.device.type == "cpu" or not values.is_floating_point():
-        return total.index_add(0, segment, values)  # one thread, or integers: atomics in any order give the same bits
+    if _any_order(values):
+        return total.index_add(0, segment, values)
     return total.index_put((segment,), values, accumulate=True)  # sorts by segment first; index_add would use atomics
+
+
+def running_sums(values: Tensor) -> Tensor:
+    """(S,) the sums of the first 1, 2, ... values, in one fixed order of additions on each device."""
+    if _any_order(values):
+        return values.cumsum(0)
+    total, stride = values.clone(), 1  # by doubling: the order in which a GPU's scan adds is not fixed
+    while stride < total.shape[0]:
+        total = torch.cat([total[:stride], total[stride:] + total[:-stride]])
+        stride *= 2
+    return total
+
+
+def _any_order(values: Tensor) -> bool:
+    """One thread adds, or integers are added: atomics in any order give the same bits."""
+    return values.device.type == "cpu" or not values.is_floating_point()
 
 
 def segment_min(values: Tensor, segment: Tensor, empty: float, *, size: int | None = None) -> Tensor:
