@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import gigpo_fast
-from gigpo_fast import backend
+from gigpo_fast import backend, validation
 from gigpo_fast.head import Head
 from gigpo_fast.logprob import token_log_probs
 from gigpo_fast.pairwise import (
@@ -335,3 +335,44 @@ def test_compiles_as_one_graph(name):
         formula(other, b.mask, ref).backward()
         assert error(leaf.grad, other.grad) <= 1e-14
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("wrong", [-1, -7, 3, 2**40])
+@pytest.mark.parametrize("linear", [False, True])
+def test_a_trained_token_of_no_response_is_refused(linear, wrong):
+    """Where checking would wait, every number that comes out is NaN, and so are the gradients: nothing is added at a wild place."""
+    b, ids = make_batch((12,), dtype=torch.float64, trained=1.1), torch.arange(12) // 4
+    log_probs, hidden = b.log_probs.clone().requires_grad_(), b.hidden.clone().requires_grad_()
+
+    def call(ids):
+        if linear:
+            return linear_sequence_log_probs(hidden, b.weight, b.token_ids, b.mask, sequence_ids=ids, sequences=3).log_probs
+        return sequence_log_probs(log_probs, b.mask, sequence_ids=ids, sequences=3).log_probs
+
+    bad = ids.clone()
+    bad[5] = wrong
+    with pytest.raises(ValueError, match=r"sequence_ids must be in 0 \.\. 2 at trained tokens, got .*; number the responses from 0"):
+        call(bad)
+    with validation("metadata"):
+        found = call(bad)
+    found.sum().backward()
+    assert found.isnan().all() and (hidden if linear else log_probs).grad.isnan().any()
+    assert call(ids).isfinite().all()
+    b.mask[5] = False
+    assert call(bad).isfinite().all()  # what stands at a masked token cannot matter
+
+
+@pytest.mark.parametrize("wrong", [-1, -2, 7, 2**40])
+def test_a_pair_of_no_response_is_refused(wrong):
+    log_probs = (-torch.arange(1.0, 8.0, dtype=torch.float64)).requires_grad_()
+    pairs, weights = torch.tensor([[0, 1], [2, wrong], [3, 4]]), torch.ones(3)
+    objective = PairwiseObjective(score=Score(reference=0.0))
+    with pytest.raises(ValueError, match=r"pairwise_loss: pairs must be numbers in 0 \.\. 6, got .*; count responses from 0; weight 0 leaves"):
+        pairwise_loss(log_probs, pairs, weights=weights, objective=objective)
+    with validation("metadata"):
+        found = pairwise_loss(log_probs, pairs, weights=weights, objective=objective).loss
+    found.backward()
+    assert found.isnan() and log_probs.grad.isnan().any()
+    weights[1] = 0  # the advice
+    left_out = pairwise_loss(log_probs, pairs, weights=weights, objective=objective).loss
+    assert left_out == pairwise_loss(log_probs, pairs[[0, 2]], objective=objective, denominator=3.0).loss

@@ -33,8 +33,9 @@ def pairwise_loss(
         (weights * link.loss(h, targets)).sum() / denominator                                         # + the NLL term
 
     `denominator` None is this call's number of pairs, right for a full batch only; with micro-batches or ranks pass the whole batch's.
-    A response may stand in any number of pairs. Arithmetic in fp32 (fp64 for fp64). Gradients reach log_probs alone: what else
-    requires one is a constant and is warned of once. Raises on a
+    A response may stand in any number of pairs. A number that is no response's (-1 too) is refused where values are checked, and makes
+    the loss NaN elsewhere. Arithmetic in fp32 (fp64 for fp64). Gradients reach log_probs alone: what else requires one is a constant
+    and is warned of once. Raises on a
     tensor that the objective needs and lacks, and on one that it would not read. Sources: see the links, and recipes.names().
     """
     function = "pairwise_loss"
@@ -50,18 +51,16 @@ def pairwise_loss(
         device=log_probs.device,
         fix="pass the numbers of the chosen and the rejected response, one pair a row",
     )
-    if checks.values_wanted(pairs) and pairs.numel() and (int(pairs.min()) < 0 or int(pairs.max()) >= size):
-        checks.fail(
-            function,
-            "pairs",
-            f"numbers in 0 .. {size - 1}",
-            f"numbers from {int(pairs.min())} to {int(pairs.max())}",
-            "count responses from 0",
-        )
     dtype, count = checks.compute_dtype(log_probs.dtype), (pairs.shape[0],)
     given = _given(function, objective, dtype, (size,), log_probs.device, ref_log_probs, previous_log_probs, lengths)
     targets, weights = _per_pair(function, objective, dtype, count, log_probs.device, targets, weights)
     live = torch.ones(count, dtype=torch.bool, device=log_probs.device) if weights is None else weights != 0
+    outside = (live & ((pairs < 0) | (pairs >= size)).any(1)).any()
+    if (size == 0 and count[0]) or (checks.values_wanted(pairs, weights) and bool(outside)):
+        found = f"numbers from {int(pairs.min())} to {int(pairs.max())}"
+        checks.fail(function, "pairs", f"numbers in 0 .. {size - 1}", found, "count responses from 0; weight 0 leaves a pair out")
+    log_probs = log_probs * torch.where(outside, float("nan"), 1.0).to(log_probs.dtype)  # where checking would wait
+    pairs = pairs.clamp(0, max(size - 1, 0))
     # Indexing by a tensor, whose gradient adds up in a fixed order. A pair that is left out is a harmless one before anything is computed.
     pick = lambda value: None if value is None else torch.where(live[:, None], value[pairs], 0)  # noqa: E731
     values, (ref, previous, lengths) = pick(log_probs.to(dtype)), (pick(value) for value in given)

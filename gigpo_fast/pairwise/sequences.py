@@ -35,8 +35,9 @@ def sequence_log_probs(
         torch.where(mask, token_weights * log_probs, 0).sum(-1), mask.sum(-1)
 
     Untrained tokens cannot touch values or gradients, whatever is stored there; a sequence without tokens has log-prob 0. Arithmetic in
-    fp32 (fp64 for fp64). With sequence_ids the sums run in the order of the tokens. Raises for packed tokens without sequence_ids, and
-    on unequal shapes.
+    fp32 (fp64 for fp64). With sequence_ids the sums run in the order of the tokens; here they are places in the result, which pairs refer
+    to: 0 .. sequences - 1, and -1 for padding. Raises for packed tokens without sequence_ids, on unequal shapes and, where values are
+    checked, for a trained token with another number; where checking would wait all results are NaN then.
     """
     function = "sequence_log_probs"
     checks.tensor(function, "log_probs", log_probs, dtypes=checks.FLOATS, fix="pass logprob.token_log_probs(...).log_probs")
@@ -45,8 +46,8 @@ def sequence_log_probs(
     kept = _weighted(function, torch.where(mask, log_probs.to(checks.compute_dtype(log_probs.dtype)), 0), token_weights, mask)
     if sequence_ids is None:
         return SequenceLogProbs(kept.sum(-1), mask.sum(-1).to(kept.dtype))
-    ids = torch.where(mask, sequence_ids, 0).reshape(-1)
-    return SequenceLogProbs(segment_sum(kept.reshape(-1), ids, sequences), segment_sum(mask.reshape(-1).to(kept.dtype), ids, sequences))
+    ids, factor = _addresses(sequence_ids.reshape(-1), mask.reshape(-1), sequences, kept.dtype)
+    return _summed((kept * factor).reshape(-1), mask.reshape(-1), ids, sequences)
 
 
 @takes_inference_tensors
@@ -94,9 +95,10 @@ def linear_sequence_log_probs(
         return sequence_log_probs(log_probs, mask, sequence_ids=sequence_ids, sequences=named, token_weights=token_weights)
     rows = mask.reshape(-1).nonzero()[:, 0]
     if sequence_ids is None:
-        ids = torch.div(rows, max(shape[-1], 1), rounding_mode="floor")
+        ids, factor = torch.div(rows, max(shape[-1], 1), rounding_mode="floor"), 1.0
     else:
-        ids = sequence_ids.reshape(-1)[rows]
+        trained = torch.ones_like(rows, dtype=torch.bool)
+        ids, factor = _addresses(sequence_ids.reshape(-1)[rows], trained, sequences, checks.compute_dtype(hidden.dtype))
     if isinstance(temperature, Tensor) and temperature.dim():
         checks.tensor(function, "temperature", temperature, shape=shape, fix="pass a float or one number a token")
         temperature = temperature.reshape(-1)[rows]
@@ -105,8 +107,19 @@ def linear_sequence_log_probs(
     log_probs = linear_token_log_probs(
         gathered, head, token_ids.reshape(-1)[rows], temperature=temperature, chunk_bytes=chunk_bytes, invariant=invariant
     ).log_probs
-    log_probs = _weighted(function, log_probs, token_weights, mask, rows)
-    return SequenceLogProbs(segment_sum(log_probs, ids, sequences), segment_sum(torch.ones_like(log_probs), ids, sequences))
+    log_probs = _weighted(function, log_probs, token_weights, mask, rows) * factor
+    return _summed(log_probs, torch.ones_like(rows, dtype=torch.bool), ids, sequences)
+
+
+def _summed(log_probs: Tensor, trained: Tensor, ids: Tensor, sequences: int) -> SequenceLogProbs:
+    return SequenceLogProbs(segment_sum(log_probs, ids, sequences), segment_sum(trained.to(log_probs.dtype), ids, sequences))
+
+
+def _addresses(ids: Tensor, trained: Tensor, sequences: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Numbers that are safe to add at, and the factor of every log-prob: 1, or NaN where a number is none and checking would wait."""
+    wrong = trained & ((ids < 0) | (ids >= sequences))
+    factor = torch.where(wrong.any(), float("nan"), 1.0).to(dtype)
+    return torch.where(trained & ~wrong, ids, 0), factor
 
 
 def _sequences(function: str, shape: tuple[int, ...], sequence_ids, sequences, device, mask) -> int:
@@ -155,7 +168,7 @@ def _sequences(function: str, shape: tuple[int, ...], sequence_ids, sequences, d
                 "sequence_ids",
                 f"in 0 .. {sequences - 1} at trained tokens",
                 found,
-                "renumber them with anchor.group_ids, or raise `sequences`",
+                "number the responses from 0, as pairs count them (-1 is padding), or raise `sequences`",
             )
     return sequences
 
