@@ -62,7 +62,7 @@ def surrogate(log_prob, old, A, lower, upper, dual, ceiling, log_ratio_low, log_
     flags = low_flag + high_flag + tl.where(dual_wins, 4, 0) + tl.where(clamped, 8, 0)
 
     # A ratio with a probability of 0 on either side says nothing about the policy. NaN is no such case: it must show.
-    dropped = (tl.abs(log_prob) == float("inf")) | (tl.abs(old) == float("inf"))
+    dropped = ((tl.abs(log_prob) == float("inf")) | (tl.abs(old) == float("inf"))) & (A == A)
     return tl.where(dropped, 0.0, loss), tl.where(dropped, 0.0, slope), tl.where(dropped, 16, flags)
 
 

@@ -89,6 +89,34 @@ def test_the_triton_path_gives_what_the_torch_path_gives(name, old):
     assert mine["n_active"] == 2 * T + 3 and (mine["nonfinite_tokens"] == 1) == old
 
 
+@pytest.mark.parametrize("path", ["triton", "torch"])
+@pytest.mark.parametrize("name", [*TWINS, *OTHERS])
+@pytest.mark.parametrize("cause", ["advantages", "old", "ref", "hidden", "id", "dropped"])
+def test_nan_of_a_trained_token_shows_in_loss_gradients_and_count(cause, name, path):
+    """On both paths, also of a token without a backward and of one whose infinite old log-prob takes it out of the policy term."""
+    objective = {**TWINS, **OTHERS}[name]
+    g = torch.Generator().manual_seed(1)
+    hidden, weight, mask = torch.randn(2, 4, H, generator=g), torch.randn(V, H, generator=g), torch.ones(2, 4, dtype=torch.bool)
+    ids, advantages, old, ref = torch.randint(V, (2, 4), generator=g), torch.ones(2, 4), torch.full((2, 4), -3.0), torch.full((2, 4), -2.0)
+    if cause == "ref" and not objective.needs_reference:
+        return
+    if cause == "id":
+        ids[1, 2] = V
+    elif cause == "dropped":
+        old[1, 2], advantages[1, 2] = -torch.inf, torch.nan
+    else:
+        {"advantages": advantages, "old": old, "ref": ref, "hidden": hidden}[cause][1, 2] = torch.nan
+    if cause in ("old", "hidden", "id"):
+        advantages[1] = 0.0
+    leaves = hidden.requires_grad_(), weight.requires_grad_()
+    given = {"ref_log_probs": ref} if objective.needs_reference else {}
+    with backend.use(path):
+        out = linear_policy_loss(*leaves, ids, advantages, mask, old_log_probs=old, objective=objective, **given)
+        out.loss.backward()
+    assert bool(out.loss.isnan()) and all(bool(leaf.grad.isnan().any()) for leaf in leaves)
+    assert as_floats(out.metrics)["nonfinite_tokens"] >= 1
+
+
 def test_the_twin_serves_the_clip_family_and_nothing_else():
     assert all(twin_options(objective) is not None for objective in TWINS.values())
     assert all(twin_options(objective) is None for objective in OTHERS.values())

@@ -20,7 +20,10 @@ def measure(
     def count(flags: Tensor) -> Tensor:
         return usable.total(flags.to(torch.float32))
 
-    nonfinite = ~torch.isfinite(usable.log_probs) | terms.dropped
+    nonfinite = ~torch.isfinite(usable.log_probs) | terms.dropped | ~torch.isfinite(terms.loss)
+    for value in (usable.advantages, usable.ref_log_probs, *usable.extras.values()):
+        if value is not None and value.is_floating_point():
+            nonfinite = nonfinite | torch.isnan(value)
     means = {
         "clip_fraction_low": (count(clipped.low), tokens),
         "clip_fraction_high": (count(clipped.high), tokens),

@@ -98,9 +98,7 @@ def token_terms(objective: PolicyObjective, batch: TokenBatch) -> TokenTerms:
     loss = loss * batch.token_weights
     if apart is not None:
         loss = loss + apart
-    # A token whose term is NaN has a NaN coefficient too, also where its formula is flat: a guard on the gradient's norm must see it.
-    broken = loss.isnan()
-    loss = loss + torch.where(broken, usable.log_probs, 0) * torch.where(broken, float("nan"), 0.0)
+    loss = with_nan(loss, batch.log_probs, batch.advantages, batch.old_log_probs)
     if batch.mask is not None:
         loss = torch.where(batch.mask, loss, 0)
     with torch.no_grad():
@@ -113,3 +111,17 @@ def token_terms(objective: PolicyObjective, batch: TokenBatch) -> TokenTerms:
             dropped,
             None if ref_kl is None else ref_kl.detach(),
         )
+
+
+def with_nan(loss: Tensor, log_probs: Tensor, *given: Tensor | None) -> Tensor:
+    """(n,) `loss`, and NaN with a gradient of NaN wherever it, the log-prob or what was given is NaN.
+
+    A comparison hides NaN, and a constant slope (k1, a hinge) has a finite gradient where the value is NaN: so a broken batch would pass a
+    guard on the norm of the gradient.
+    """
+    broken = torch.isnan(loss.detach()) | torch.isnan(log_probs.detach())
+    for value in given:
+        if value is not None:
+            broken = broken | torch.isnan(value)
+    nothing = torch.zeros_like(loss, requires_grad=False)
+    return loss + torch.where(broken, log_probs, 0) * nothing.masked_fill(broken, float("nan"))

@@ -77,7 +77,8 @@ def score_with_twin(
     }
     if objective.divergence is not None:
         means["ref_kl"] = (objective.divergence.estimator.value(rows.log_probs, batch.ref_log_probs).sum(), tokens)
+    nonfinite = ~torch.isfinite(rows.log_probs) | ~usable | ((rows.flags & clip_loss.NONFINITE) != 0)
     largest = torch.cat([log_ratio.exp(), log_ratio.new_zeros(1)]).amax()
-    sums = {"loss_sum": loss * denominator, "n_active": tokens, "nonfinite_tokens": (~torch.isfinite(rows.log_probs) | ~usable).sum()}
+    sums = {"loss_sum": loss * denominator, "n_active": tokens, "nonfinite_tokens": nonfinite.sum()}
     packed = metrics.pack(sums, means, {"denominator": denominator, "ratio_max": largest}, loss)
     return rows.lse, rows.entropy, Differentiated(loss, rows.d_log_probs, rows.d_entropy, packed)

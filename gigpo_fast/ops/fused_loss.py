@@ -121,8 +121,19 @@ class FusedLoss:
     def finished(self) -> "FusedLoss":
         """Merge what the chunks measured, and add what other ranks' columns give d_hidden."""
         self.metrics = [merge(self.metrics)]
+        self._show_nan()
         self.head.shards.sum(self.d_hidden)
         return self
+
+    def _show_nan(self) -> None:
+        """One NaN in each gradient where the loss is NaN: of a token that has no backward, no gradient would tell."""
+        broken = torch.isnan(self.loss)
+        first = self.rows[:1]
+        if self.d_hidden is not None:
+            self.d_hidden.index_copy_(0, first, self.d_hidden.index_select(0, first).masked_fill(broken, float("nan")))
+        for gradient in (self.d_weight(), self.d_bias()):
+            if gradient is not None:
+                gradient[:1].masked_fill_(broken, float("nan"))
 
     def _evaluate(
         self, start: int, stop: int, log_probs: Tensor, entropy: Tensor, unit: tuple[int, int] | None = None

@@ -7,6 +7,7 @@ from .. import checks
 from ..constants import constant
 from ..head import Head
 from ..inference import takes_inference_tensors
+from ..objective.policy import with_nan
 from . import metrics
 from .metrics import PairwiseOutput
 from .objective import PairwiseObjective
@@ -196,7 +197,8 @@ def _finish(function, objective, losses, weights, live, denominator, score, valu
     else:
         total = losses.new_tensor(checks.number(function, "denominator", denominator, above=0, fix="count the whole batch's pairs"))
     losses = torch.where(live, losses, 0)
-    loss = (losses if weights is None else losses * weights).sum() / total
+    weighted = with_nan(losses if weights is None else losses * weights, values.sum(1))
+    loss = torch.where(live, weighted, 0).sum() / total
     return PairwiseOutput(
         loss, losses.detach(), metrics.pack(loss.detach(), objective.beta * score.detach(), values.detach(), counted, total)
     )
