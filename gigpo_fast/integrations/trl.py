@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import checks
 from ..logprob import linear_token_log_probs
-from ..loss import linear_policy_loss, rows_that_matter
+from ..loss import linear_policy_loss, plan_tokens, rows_that_matter
 from ..types import LossOutput
 from . import trl_objective as config
 from .transformers import add_head_call
@@ -108,16 +108,16 @@ class FusedPolicyLoss:
     def _score(self, model: Any, *, labels: Tensor, fused_lm_head: bool, output_router_logits: bool = False, **inputs: Any) -> Any:
         """What TRL's own fused head returns: log-prob and entropy of each label, 0 where it is -100."""
         labels = labels[:, 1:]
-        scored = labels != -100
+        places = (labels != -100).nonzero(as_tuple=True)  # waits for the device, so before the model's forward is queued there
 
         def head_call(hidden: Tensor, head: Any, auxiliary: Tensor | None) -> tuple:
             hidden = hidden[:, :-1]
             with self._head_precision(hidden):
                 found = linear_token_log_probs(
-                    self._head_input(hidden[scored], head), head, labels[scored], temperature=self.temperature, chunk_bytes=self.chunk_bytes
+                    self._head_input(hidden[places], head), head, labels[places], temperature=self.temperature, chunk_bytes=self.chunk_bytes
                 )
             zeros = found.log_probs.new_zeros(labels.shape)
-            return zeros.masked_scatter(scored, found.log_probs), zeros.masked_scatter(scored, found.entropy), auxiliary
+            return zeros.index_put(places, found.log_probs), zeros.index_put(places, found.entropy), auxiliary
 
         log_probs, entropy, auxiliary = model(**inputs, auxiliary=output_router_logits, head_call=head_call)
         return types.SimpleNamespace(log_probs=log_probs, entropy=entropy, aux_loss=auxiliary)
@@ -147,6 +147,7 @@ class FusedPolicyLoss:
     def _fused_loss(self, model: Any, batch: dict[str, Any], denominator: Tensor) -> tuple[LossOutput, Tensor | None]:
         """Loss and gradients from inside the model's forward, where DistributedDataParallel and autocast expect them."""
         targets, found = batch["completion_ids"], []
+        plan = plan_tokens(batch["mask"], batch["advantages"], objective=self.objective)  # waits for the device, as in _score
 
         def head_call(hidden: Tensor, head: Any, auxiliary: Tensor | None) -> tuple:
             hidden = hidden[:, -targets.shape[1] - 1 : -1]  # the positions that predict the completion
@@ -163,6 +164,7 @@ class FusedPolicyLoss:
                     temperature=self.temperature,
                     objective=self.objective,
                     denominator=denominator,
+                    plan=plan,
                     chunk_bytes=self.chunk_bytes,
                 )
             return output, auxiliary
