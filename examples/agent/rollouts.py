@@ -1,12 +1,12 @@
 """The recorded rollouts: gzipped JSON lines, read into one row a step, the form that the library works on."""
 
-import gzip
-import json
 import pathlib
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .records import records
 
 FOLDER = pathlib.Path(__file__).parent.parent / "rollouts"
 ENVIRONMENTS = ("textworld", "scienceworld", "frozenlake")
@@ -27,10 +27,9 @@ class Rollouts(NamedTuple):
 
 
 def read(environment: str, folder: pathlib.Path = FOLDER) -> Rollouts:
-    """All rollouts of one environment."""
-    with gzip.open(folder / f"{environment}.jsonl.gz", "rt", encoding="utf-8") as lines:
-        records = [json.loads(line) for line in lines]
-    steps, trajectories, tasks = ([r for r in records if r["type"] == kind] for kind in ("step", "traj", "task"))
+    """All rollouts of one environment; a file with something wrong in it raises, see `records`."""
+    found = records(folder / f"{environment}.jsonl.gz")
+    steps, trajectories, tasks = ([r for r in found if r["type"] == kind] for kind in ("step", "traj", "task"))
     number = {r["traj_uid"]: i for i, r in enumerate(trajectories)}
     group = {r["task_id"]: i for i, r in enumerate(tasks)}
     return Rollouts(

@@ -1,7 +1,5 @@
 """What the cost measurements of trainers share: a model with a large head, rows of recorded games, peak memory in a process of its own."""
 
-import gzip
-import json
 import pathlib
 import subprocess
 import sys
@@ -12,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-ROLLOUTS = pathlib.Path(__file__).resolve().parents[2] / "examples" / "rollouts"
+from tests.rollout_steps import steps as recorded_steps
+
 BATCHES = ("textworld", "scienceworld", "dense")
 VOCABULARY, ROWS, LENGTH, PROMPT = 151_936, 4, 256, 64
 
@@ -30,8 +29,7 @@ def rows_of(name: str) -> tuple[Tensor, Tensor]:
     trained = torch.ones(ROWS, PROMPT + LENGTH, dtype=torch.int64)
     if name == "dense":
         return ids, trained
-    with gzip.open(ROLLOUTS / f"{name}.jsonl.gz", "rt") as lines:
-        steps = [step for step in map(json.loads, lines) if step["type"] == "step"]
+    steps = recorded_steps(name)
     for row, first in enumerate([i for i, step in enumerate(steps) if step["step"] == 0][:ROWS]):
         pairs = [(word, 0) for word in _numbers(steps[first]["obs"])][:PROMPT]
         pairs = [(100, 0)] * (PROMPT - len(pairs)) + pairs

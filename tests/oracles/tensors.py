@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tests.rollout_steps import records
+
 _DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16", "int64", "int32", "bool")}
 
 
@@ -38,9 +40,8 @@ def read_cases(path: pathlib.Path, rollouts: list[pathlib.Path]) -> list[Case]:
 
 @functools.lru_cache(maxsize=16)
 def read_steps(path: pathlib.Path) -> list[dict]:
-    """The "step" lines of a rollout file, in file order."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        return [line for line in map(json.loads, file) if line["type"] == "step"]
+    """The "step" lines of a rollout file, in file order; a file with something wrong in it raises."""
+    return [record for record in records(path) if record["type"] == "step"]
 
 
 def _flat(outputs: dict[str, Any]) -> dict[str, Any]:
