@@ -14,8 +14,12 @@ import json
 import os
 import pathlib
 import platform
+import signal
 import sys
 import time
+
+if __name__ == "__main__":  # the imports below take seconds
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import gymnasium
 import torch
@@ -23,6 +27,8 @@ import transformers
 from agent import parallel, plots, report, rollouts, summary
 from agent.frozen_lake import SHORTEST
 from agent.train import ALGORITHMS, Settings
+
+INTERRUPTED = 130  # what a shell calls a program that Ctrl-C ended
 
 
 def main() -> None:
@@ -148,5 +154,18 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def interruptible() -> int:
+    """main(), and its exit status."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        main()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    status = interruptible()
+    if status:
+        print("\nstopped", flush=True)
+        os._exit(status)  # Python would tidy up for seconds with these packages loaded; nothing is left to write or to end

@@ -7,6 +7,7 @@ import contextlib
 import multiprocessing
 import os
 import queue
+import signal
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 
@@ -40,8 +41,9 @@ def _in_processes(settings: list[Settings], processes: int, bar: tqdm) -> Iterat
     context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads in an undefined state
     ticks = context.Queue()
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(ticks,)) as pool:
-        running = {pool.submit(_run, s) for s in settings}
         try:
+            with _deaf_to_interrupts():
+                running = {pool.submit(_run, s) for s in settings}
             while running:
                 done, running = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
                 with contextlib.suppress(queue.Empty):
@@ -49,9 +51,25 @@ def _in_processes(settings: list[Settings], processes: int, bar: tqdm) -> Iterat
                         bar.update(ticks.get_nowait())
                 for future in done:
                     yield future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
+        except BaseException:  # Ctrl-C too: nobody waits for runs to end
+            with _deaf_to_interrupts():
+                for worker in multiprocessing.active_children():
+                    worker.terminate()
+                pool.shutdown(cancel_futures=True)
             raise
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts():
+    """Processes started here never hear Ctrl-C, which a terminal sends to all: this process ends them. It hears it at the end."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start(ticks) -> None:
