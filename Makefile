@@ -62,7 +62,7 @@ test-trl test-verl: test-%: .venv-%/.ready
 	OMP_NUM_THREADS=1 .venv-$*/bin/pytest $(wildcard tests/frameworks/test_$(*)*.py) $(PYTEST_ARGS)
 
 bench: .venv/.ready-bench
-	$(BIN)/pytest bench --benchmark-only --benchmark-columns=median,iqr,rounds -q $(PYTEST_ARGS)
+	$(BIN)/pytest bench --benchmark-only --benchmark-columns=median,iqr,rounds -q --record bench/records/cpu.csv $(PYTEST_ARGS)
 
 # Asked before the rest is installed: a machine without a GPU learns of it early.
 bench-gpu: .venv/.torch

@@ -18,7 +18,7 @@ def pytest_addoption(parser):
     group = parser.getgroup("gigpo_fast benchmarks")
     group.addoption("--shapes", choices=sorted(TABLES), default="cpu", help="the table of shapes to run; gpu shapes run on a CUDA device")
     group.addoption("--large", action="store_true", help="also the sizes that take minutes and gigabytes")
-    group.addoption("--record", metavar="CSV", help="append to this file (default: bench/records/, but nothing for tiny shapes)")
+    group.addoption("--record", metavar="CSV", help="append every measurement to this file; without it none is written")
 
 
 def pytest_configure(config):
@@ -63,14 +63,12 @@ def least_rounds(pytestconfig):
 @pytest.fixture(scope="session")
 def keep(pytestconfig, device):
     """Call with a Record: it goes into the file at once, and into the table at the end."""
-    shapes, named = pytestconfig.getoption("shapes"), pytestconfig.getoption("record")
-    path = pathlib.Path(named) if named else None if shapes == "tiny" else records.FOLDER / f"{shapes}.csv"
-    where = records.machine(device)
+    path, where = pytestconfig.getoption("record"), records.machine(device)
 
     def record(row: records.Record) -> None:
         pytestconfig.stash[_rows].append(row)
         if path is not None:
-            records.append(path, where, [row])
+            records.append(pathlib.Path(path), where, [row])
 
     return record
 

@@ -23,6 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 REPEATS = 50
 LOG = ROOT / "bench" / "records" / "gpu-checks.csv"
 PYTHON = (sys.executable, "-m")
+TIMINGS = (*PYTHON, "pytest", "bench", "--benchmark-only", "--shapes", "gpu", "-q")
 NO_DEVICE = (
     "bench-gpu needs a CUDA device, and torch {version} sees none here; "
     "on a machine with a GPU install a CUDA build of torch, on a CPU run `make bench`"
@@ -54,7 +55,7 @@ STEPS = (
     _sanitizer("memcheck", "reads and writes outside of allocations, in every kernel"),
     _sanitizer("racecheck", "hazards in shared memory, in every kernel"),
     Step("repeats", f"{REPEATS} runs of every kernel give the same bits", (*PYTHON, "bench.kernels", "--repeats", str(REPEATS))),
-    Step("timings", "every peer at every GPU shape", (*PYTHON, "pytest", "bench", "--benchmark-only", "--shapes", "gpu", "-q"), ends=False),
+    Step("timings", "every peer at every GPU shape", (*TIMINGS, "--record", str(LOG.with_name("gpu.csv"))), ends=False),
     Step("plots", "pictures of the record", (*PYTHON, "bench.plots")),
 )
 

@@ -92,11 +92,13 @@ def test_both_levels(benchmark, report_ratio, request, peer, rows, steps):
         pytest.skip("takes minutes and 4 GB: --large")
     if steps > 16_384 and peer == "loops":
         pytest.skip("loops that search all rows for each trajectory take hours here")
+    tiny = request.config.getoption("shapes") == "tiny"
+    steps = min(steps, 2048) if tiny else steps
     columns = batch(steps, shuffled=rows == "shuffled")
     ours, theirs = on_path("auto"), by_loops if peer == "loops" else on_path("torch")
     close(ours(**columns), theirs(**columns))
     benchmark.group = f"returns and both levels, {steps:,} steps, {rows}"
-    rounds = 3 if peer == "loops" or steps > 1_000_000 else 30 if steps < 100_000 else 7
+    rounds = 1 if tiny else 3 if peer == "loops" or steps > 1_000_000 else 30 if steps < 100_000 else 7
     ratio = paired(benchmark, lambda: theirs(**columns), lambda: ours(**columns), rounds=rounds)
     took = benchmark.extra_info["ours_median_seconds"] * 1e3
     report_ratio(f"{benchmark.group}, {backend.choose(torch.device('cpu'))} path, {took:.1f} ms: {ratio:7.2f} x {peer}")
