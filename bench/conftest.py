@@ -2,6 +2,7 @@
 
 import gc
 import pathlib
+import signal
 
 import pytest
 import torch
@@ -22,6 +23,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # What `timeout` and schedulers send ends a run as Ctrl-C does: with the ratios so far.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     config.stash[_lines], config.stash[_rows] = [], []
 
 

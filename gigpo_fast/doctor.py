@@ -127,6 +127,8 @@ def _native_line() -> str:
 
 
 def _version(name: str) -> str | None:
+    if name == "torch":
+        return torch.__version__  # with the build, such as +cu130, which a wheel's metadata leaves out
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

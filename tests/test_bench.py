@@ -4,6 +4,7 @@ import math
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 
@@ -340,6 +341,24 @@ def test_plots_of_nothing_say_what_to_run(tmp_path, monkeypatch, capsys):
 
 
 # the suites themselves
+
+
+@pytest.mark.parametrize("stop", ["SIGINT", "SIGTERM"])
+def test_a_run_that_is_stopped_prints_its_ratios_and_writes_nothing(stop):
+    pytest.importorskip("pytest_benchmark", reason="pip install pytest-benchmark")
+    written = {path.name: path.stat().st_mtime_ns for path in records.FOLDER.iterdir()}
+    command = [sys.executable, "-m", "pytest", "bench/test_advantage.py", "-v", "--benchmark-only", "--shapes", "tiny"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | {"OMP_NUM_THREADS": "1"}
+    options = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen([*command, "-p", "no:cacheprovider", "-p", "no:xdist"], **options) as running:
+        said = ""
+        while "PASSED" not in said and (line := running.stdout.readline()):
+            said += line
+        running.send_signal(getattr(signal, stop))
+        said += running.communicate(timeout=120)[0]
+    assert running.returncode == 2 and "KeyboardInterrupt" in said, said
+    assert "ratios (peer's time / ours" in said and re.search(r"steps, in order, .* ms: +\d+\.\d\d x loops", said), said
+    assert {path.name: path.stat().st_mtime_ns for path in records.FOLDER.iterdir()} == written
 
 
 def test_a_suite_runs_prints_and_records(tmp_path):

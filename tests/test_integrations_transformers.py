@@ -11,6 +11,7 @@ from gigpo_fast.integrations.transformers import ARCHITECTURES, add_head_call, h
 from gigpo_fast.logprob import linear_token_log_probs, token_log_probs
 
 transformers = pytest.importorskip("transformers")
+FROM_5 = int(transformers.__version__.split(".")[0]) >= 5
 
 SIZES = {
     "vocab_size": 50,
@@ -46,7 +47,8 @@ def make(kind: str, **more) -> nn.Module:
     auto = transformers.AutoModelForCausalLM
     if kind in ("qwen2_vl", "qwen2_5_vl"):
         auto = transformers.AutoModelForImageTextToText
-        settings |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
+        rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+        settings |= {"rope_parameters" if FROM_5 else "rope_scaling": rope}
         vision = {
             "depth": 1,
             "hidden_size": 16,
@@ -75,8 +77,9 @@ def inputs_of(kind: str) -> dict:
         return {"input_ids": ids, "attention_mask": mask}
     ids[:, 2:5] = torch.tensor([START, IMAGE, END])
     pixels = torch.randn(8, 3 * 2 * 14 * 14)  # two images of 2 x 2 patches, merged to one token each
-    images = {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, 2, 2]] * 2), "mm_token_type_ids": (ids == IMAGE).int()}
-    return {"input_ids": ids, "attention_mask": mask, **images}
+    images = {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, 2, 2]] * 2)}
+    types = {"mm_token_type_ids": (ids == IMAGE).int()} if FROM_5 else {}
+    return {"input_ids": ids, "attention_mask": mask, **images, **types}
 
 
 def gradients(model: nn.Module, value: torch.Tensor) -> dict[str, torch.Tensor]:

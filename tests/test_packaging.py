@@ -280,7 +280,7 @@ def test_folder_kernels_hides_nobody(tmp_path):
     """A distribution named `kernels` exists. From the repository root, where our folder is first on the path, it must still win."""
     package = tmp_path / "kernels"
     package.mkdir()
-    (package / "__init__.py").write_text("MARK = 'theirs'\nclass CUDAProperties: ...\ndef __getattr__(name): return type(name, (), {})\n")
+    (package / "__init__.py").write_text("from unittest import mock\nMARK = 'theirs'\ndef __getattr__(name): return mock.MagicMock()\n")
     metadata = tmp_path / "kernels-0.18.2.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 0.18.2\n")

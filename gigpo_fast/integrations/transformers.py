@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .. import checks
 from ..head import Head
 from ..linear_head import check_linear, check_plain_weight
-from .transformers_wrappers import causal_lm, check_inputs, is_wrapped, put_inside, taken_by_peft
+from .transformers_wrappers import causal_lm, check_inputs, is_wrapped, layers_of, put_inside, taken_by_peft
 
 _Config = Any  # of transformers; its type is not imported, since nothing but attributes is read
 
@@ -123,7 +123,7 @@ def _states(head: Head, layers: _Layers) -> HiddenStates:
 def _run_layers(function: str, causal: nn.Module, inputs: dict[str, Any], auxiliary: bool) -> _Layers:
     if auxiliary:
         inputs = {**inputs, "output_router_logits": True}
-    outputs = causal.base_model(**{"use_cache": False, **inputs})
+    outputs = layers_of(causal)(**{"use_cache": False, **inputs})
     balance = _balance(function, causal, outputs, inputs.get("attention_mask")) if auxiliary else None
     return _Layers(outputs.last_hidden_state, balance)
 

@@ -74,12 +74,17 @@ def _inside_peft(function: str, model: nn.Module) -> nn.Module:
     return model.base_model.model
 
 
+def layers_of(causal: nn.Module) -> nn.Module:
+    """What runs below the head. Where a class names it wrongly (Gemma 3 in transformers 4.57), base_model is the model itself."""
+    return causal.model if causal.base_model is causal else causal.base_model
+
+
 def check_inputs(function: str, causal: nn.Module, names: Iterable[str], *, taken: Iterable[str] = ()) -> None:
     """Raise for keywords that concern logits, and for those that neither the layers nor a wrapper (`taken`) read."""
     unread = sorted(_LOGITS.intersection(names))
     if unread:
         checks.fail(function, "inputs", "what the model's layers read", f"also {unread}", "leave them out: no logits are formed here")
-    layers = type(getattr(causal.base_model, "_orig_mod", causal.base_model))
+    layers = type(getattr(layers_of(causal), "_orig_mod", layers_of(causal)))
     unknown = sorted(set(names) - _names_read(layers) - set(taken))
     if unknown:
         fix = "leave them out: layers that do not name a keyword drop it without a word"
