@@ -3,7 +3,7 @@
 All of them take ready advantages, one a token; advantages come from `gigpo_fast.advantage`, once per rollout batch.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from . import checks, values
 from .distributed import Denominator
 from .head import Head, check_hidden, ready_head, token_ids_checked
 from .inference import takes_inference_tensors
+from .keywords import LinearKeywords, TokenKeywords, takes
 from .main_grad import check_weight_grad_out, refuse_other_gradients
 from .objective import PolicyObjective
 from .ops import passes
@@ -24,6 +25,9 @@ from .tokens import ready_tokens
 from .transforms import transformed
 from .types import LossOutput
 from .unfused import loss_of_hidden, loss_of_log_probs
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "Denominator",
@@ -232,25 +236,29 @@ def linear_policy_loss(
     return LossOutput(loss, metrics)
 
 
-def grpo_loss(log_probs: Tensor, advantages: Tensor, mask: Tensor, **keywords: Any) -> LossOutput:
+@takes(policy_loss, "grpo")
+def grpo_loss(log_probs: Tensor, advantages: Tensor, mask: Tensor, **keywords: "Unpack[TokenKeywords]") -> LossOutput:
     """`policy_loss` with the objective of recipes.recipe("grpo"): token ratio, clip 0.2, token mean, no KL (arXiv 2402.03300)."""
     return policy_loss(log_probs, advantages, mask, objective=recipe("grpo").objective, **keywords)
 
 
-def gigpo_loss(log_probs: Tensor, advantages: Tensor, mask: Tensor, **keywords: Any) -> LossOutput:
+@takes(policy_loss, "gigpo")
+def gigpo_loss(log_probs: Tensor, advantages: Tensor, mask: Tensor, **keywords: "Unpack[TokenKeywords]") -> LossOutput:
     """`policy_loss` with the objective of recipes.recipe("gigpo") (arXiv 2505.10978, equation 9)."""
     return policy_loss(log_probs, advantages, mask, objective=recipe("gigpo").objective, **keywords)
 
 
+@takes(linear_policy_loss, "grpo")
 def linear_grpo_loss(
-    hidden: Tensor, head: Tensor | Head, token_ids: Tensor, advantages: Tensor, mask: Tensor, **keywords: Any
+    hidden: Tensor, head: Tensor | Head, token_ids: Tensor, advantages: Tensor, mask: Tensor, **keywords: "Unpack[LinearKeywords]"
 ) -> LossOutput:
     """`linear_policy_loss` with the objective of recipes.recipe("grpo")."""
     return linear_policy_loss(hidden, head, token_ids, advantages, mask, objective=recipe("grpo").objective, **keywords)
 
 
+@takes(linear_policy_loss, "gigpo")
 def linear_gigpo_loss(
-    hidden: Tensor, head: Tensor | Head, token_ids: Tensor, advantages: Tensor, mask: Tensor, **keywords: Any
+    hidden: Tensor, head: Tensor | Head, token_ids: Tensor, advantages: Tensor, mask: Tensor, **keywords: "Unpack[LinearKeywords]"
 ) -> LossOutput:
     """`linear_policy_loss` with the objective of recipes.recipe("gigpo")."""
     return linear_policy_loss(hidden, head, token_ids, advantages, mask, objective=recipe("gigpo").objective, **keywords)
@@ -263,7 +271,8 @@ class PolicyLoss(nn.Module):
         super().__init__()
         self.objective = objective
 
-    def forward(self, log_probs: Tensor, advantages: Tensor, mask: Tensor, **keywords: Any) -> LossOutput:
+    @takes(policy_loss)
+    def forward(self, log_probs: Tensor, advantages: Tensor, mask: Tensor, **keywords: "Unpack[TokenKeywords]") -> LossOutput:
         return policy_loss(log_probs, advantages, mask, objective=self.objective, **keywords)
 
 
@@ -293,7 +302,10 @@ class LinearPolicyLoss(nn.Module):
         self.logit_scale, self.softcap, self.vocab_size, self.group_name = logit_scale, softcap, vocab_size, group_name
         remember_ties(self, lm_head)
 
-    def forward(self, hidden: Tensor, token_ids: Tensor, advantages: Tensor, mask: Tensor, **keywords: Any) -> LossOutput:
+    @takes(linear_policy_loss)
+    def forward(
+        self, hidden: Tensor, token_ids: Tensor, advantages: Tensor, mask: Tensor, **keywords: "Unpack[LinearKeywords]"
+    ) -> LossOutput:
         refuse_rounded({"advantages": advantages, **keywords})
         features = {"logit_scale": self.logit_scale, "softcap": self.softcap, "vocab_size": self.vocab_size}
         head = owned_head(self, self.lm_head, self.group_name, **features)

@@ -52,6 +52,7 @@ LEVELS = {
     "unfused": 5,
     "pairwise": 4,
     "loss": 5,
+    "keywords": 5,
     "recipes": 5,
     "distributed": 5,
     "tokens": 5,
