@@ -217,6 +217,14 @@ def number(function: str, name: str, value: Any, *, above: float | None = None, 
     return found
 
 
+def one_number(function: str, name: str, value: Tensor, *, fix: str) -> Tensor:
+    """Check a 0-dim tensor of a real number."""
+    tensor(function, name, value, shape=(), fix=fix)
+    if value.dtype == torch.bool or value.is_complex():
+        fail(function, name, "a 0-dim tensor of a real number", value, fix, error=TypeError)
+    return value
+
+
 def integer(function: str, name: str, value: Any, *, at_least: int, fix: str) -> int:
     """Check an integer (Python's or NumPy's) with a lower bound, and return it as an int."""
     found = whole(value)

@@ -105,16 +105,11 @@ def row_scale(
     for size in leading:
         tokens *= size
     if isinstance(temperature, Tensor):
-        one = temperature.dim() == 0
-        checks.tensor(
-            function,
-            "temperature",
-            temperature,
-            shape=None if one else leading,
-            dtypes=(*checks.FLOATS, *checks.INTEGERS) if one else checks.FLOATS,
-            device=None if one else like.device,
-            fix="a number or a 0-dim tensor for all tokens, or one number a token",
-        )
+        fix = "a number or a 0-dim tensor for all tokens, or one number a token"
+        if temperature.dim() == 0:
+            checks.one_number(function, "temperature", temperature, fix=fix)
+        else:
+            checks.tensor(function, "temperature", temperature, shape=leading, dtypes=checks.FLOATS, device=like.device, fix=fix)
         if checks.values_wanted(temperature) and not bool((temperature > 0).all()):
             checks.fail(
                 function, "temperature", "> 0 at every token", f"minimum {float(temperature.min())}", "use the sampler's temperature"

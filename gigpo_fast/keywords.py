@@ -12,7 +12,8 @@ from .plan import Plan
 from .recipes import names
 from .recipes.base import entry_of
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class _Shared(TypedDict, total=False):

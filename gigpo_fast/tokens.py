@@ -9,8 +9,6 @@ from .objective import PolicyObjective, Scope, TokenBatch
 from .objective.penalty import ANCHORS
 from .sequences import Denominator, sequences_of
 
-_NUMBERS = (*checks.FLOATS, *checks.INTEGERS)
-
 
 def ready_tokens(
     function: str,
@@ -136,7 +134,7 @@ def _total(function, denominator, objective, mask, sequences, dtype) -> Tensor:
         return objective.aggregation.count(mask, sequences).to(dtype).clamp(min=1)  # nothing trained: the loss is 0, not 0 / 0
     if isinstance(denominator, Tensor):
         fix = "pass a 0-dim tensor, a float or distributed.global_denominator(...)"
-        checks.tensor(function, "denominator", denominator, shape=(), dtypes=_NUMBERS, fix=fix)
+        checks.one_number(function, "denominator", denominator, fix=fix)
         if checks.values_wanted(denominator) and not bool(denominator > 0):
             checks.fail(function, "denominator", "> 0", float(denominator), "count the whole batch with distributed.global_denominator")
         return constant(function, "denominator", denominator).to(mask.device, dtype)

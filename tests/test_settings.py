@@ -202,7 +202,7 @@ def test_recipes_are_listed_and_typed():
     from gigpo_fast.recipes.known import PairwiseName, PolicyName
 
     own = {name for name, entry in base._entries.items() if entry.make.__module__.startswith("gigpo_fast.")}
-    assert own <= set(dir(recipes)) and not own - set(vars(recipes)), "import a new recipe in recipes/__init__.py"
+    assert own <= set(dir(recipes)) and not own - set(recipes.__all__), "import a new recipe in recipes/__init__.py"
     policy, pairs = set(get_args(PolicyName)), set(get_args(PairwiseName))
     assert policy | pairs == own and not policy & pairs, f"name these in recipes/known.py: {own ^ (policy | pairs)}"
     assert all(type(recipe(name)) is recipes.PolicyRecipe and isinstance(recipe(name).objective, PolicyObjective) for name in policy)

@@ -2,7 +2,7 @@
 
 To add one: subclass the block's base as a frozen dataclass, write its formula in torch on (n,) tensors, and import it below.
 """
-# ruff: noqa: F401 - what is imported here is what the package offers
+
 
 from .aggregation import Aggregation, SequenceMeanTokenMean, SequenceMeanTokenSum, SequenceMeanTokenSumNorm, TokenMean, TokenSum
 from .batch import Sequences, TokenBatch
@@ -46,4 +46,15 @@ from .vespo import VESPO
 from .weighted import SurrogateSum, Weighted
 from .weighting import Normalized, Product, TokenWeights, Weighting
 
-__all__ = sorted(name for name in dir() if name[0].isupper() or name == "with_value")
+__all__ = [
+    "AbsoluteKL", "AdvantageWeightedNLL", "Aggregation", "BinaryKL", "Block", "CISPO", "CISPOAbsolute", "Clip", "Clipped", "Constant",
+    "CovarianceBand", "CovarianceStatistics", "CovarianceTop", "DPPOKL", "DPPOTV", "DRO", "Detached", "EntropyBonus", "EntropyTarget",
+    "EntropyTerm", "Estimator", "GMPO", "GroupContrast", "HingeKL", "K1", "K2", "K3", "KLPenalty", "Kimi15", "Level", "Linear",
+    "MixedGroups", "NFT", "NegativeLogLikelihood", "NoRatio", "NoSurrogate", "Normalized", "OffPolicySequenceMask", "OldProbability",
+    "Penalty", "Piecewise", "PolicyObjective", "PositiveScores", "ProbabilityDifference", "Product", "RandomFraction", "Ratio",
+    "RatioGuard", "Reinforce", "Rejection", "Reversed", "RolloutCorrection", "RolloutRatio", "SAPO", "Scheduled", "Scope",
+    "SecondMoment", "SegmentMean", "SegmentRatio", "SequenceMax", "SequenceMean", "SequenceMeanTokenMean", "SequenceMeanTokenSum",
+    "SequenceMeanTokenSumNorm", "SequenceProductRatio", "SequenceRatio", "SequenceSum", "Sequences", "StepAnneal", "StraightThrough",
+    "Surrogate", "SurrogateSum", "TOPR", "TokenBatch", "TokenClip", "TokenLevel", "TokenMean", "TokenRatio", "TokenSum", "TokenWeights",
+    "TopEntropy", "TotalVariation", "Unclipped", "VESPO", "Weighted", "Weighting", "with_value",
+]  # fmt: skip

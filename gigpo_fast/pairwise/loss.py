@@ -191,8 +191,7 @@ def _finish(function, objective, losses, weights, live, denominator, score, valu
     if denominator is None:
         total = losses.new_tensor(float(max(losses.shape[0], 1)))
     elif isinstance(denominator, Tensor):
-        dtypes = (*checks.FLOATS, *checks.INTEGERS)
-        checks.tensor(function, "denominator", denominator, shape=(), dtypes=dtypes, fix="pass a 0-dim tensor or a float")
+        checks.one_number(function, "denominator", denominator, fix="pass a 0-dim tensor or a float")
         total = constant(function, "denominator", denominator).to(losses.device, losses.dtype)
     else:
         total = losses.new_tensor(checks.number(function, "denominator", denominator, above=0, fix="count the whole batch's pairs"))

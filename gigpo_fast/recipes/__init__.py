@@ -6,7 +6,7 @@
 
 Where a paper and its authors' code differ, both have a name, and the docstring says which is the default and why.
 """
-# ruff: noqa: F401 - importing a file registers its recipes
+
 
 from collections.abc import Callable
 
@@ -87,7 +87,20 @@ from .soft_bounds import cispo, cispo_absolute, sapo, vespo
 from .step_credit import g2po, graphgpo, mt_grpo
 from .supervised import awr, best_of_n, nft, nft_sequence, pref_ft, tscac
 
-__all__ = ["PairwiseRecipe", "Parts", "PolicyRecipe", "Recipe", "Use", "names", "recipe", "register"]
+__all__ = [
+    "PairwiseRecipe", "Parts", "PolicyRecipe", "Recipe", "Use", "alpha_po", "apo_zero", "awr", "bco", "best_of_n", "cispo",
+    "cispo_absolute", "clip_cov", "concise_r", "concise_r_length", "copg", "cpl", "cpl_bc", "cpl_kl", "dancegrpo", "dapo",
+    "deepseek_v32", "disco", "disco_b", "discopop", "dno", "dno_soft", "dpo", "dppo_kl", "dppo_tv", "dr_grpo", "dr_mas", "dr_po", "dro",
+    "egpo", "ensemble", "exo", "f_dpg", "g2po", "gdpo", "gigpo", "gmpo", "gpg", "graphgpo", "grpo", "grpo_d", "grpo_paper", "gspo",
+    "gspo_token", "gui_r1", "hgpo", "high_entropy_tokens", "high_entropy_tokens_trl", "hypo", "icepop", "icepop_sequence", "inpo",
+    "ipo", "kdrl", "kdrl_annealed", "kimi15", "kl_cov", "kto", "luspo", "m2po", "maxmin", "maxrl", "mdpo", "mdpo_closed", "mt_grpo",
+    "multi_objective_grpo", "names", "nash_md", "nash_mp", "nft", "nft_sequence", "on_policy_distillation", "one_shot_rlvr",
+    "online_ipo", "open_rs", "opo", "orpo", "otc", "p3o", "p3o_separate", "pass_at_k", "pixelthink", "ppo", "ppo_max", "pref_ft",
+    "props", "rank", "recipe", "register", "reinforce", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "remax", "retroformer",
+    "rloo", "rloo_clipped", "robust_dpo", "ros", "rpo", "rpo_openrlhf", "running_baseline", "salsa", "sapo", "seed_grpo", "seppo",
+    "simpo", "slic", "spo_chain", "spo_tree", "sppo", "text2grad", "tis", "tis_sequence", "ton", "topr", "trado", "tscac", "ui_r1",
+    "ui_r1_e", "unigrpo", "vespo", "vision_r1",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Callable[..., Recipe]:
