@@ -20,6 +20,9 @@ NEVER = {"set_default_device", "set_default_dtype", "get_default_device", "get_d
 LEGACY = {"Tensor", "FloatTensor", "LongTensor", "IntTensor", "BoolTensor", "DoubleTensor", "HalfTensor", "ByteTensor"}
 
 
+ALLOWED = {"gigpo_fast/arrays.py: torch.tensor needs dtype=": "asks of what kind the numbers of a list are; floats are then made float32"}
+
+
 def faults(source: str) -> list[str]:
     """What of `source` depends on the process: one line for each call."""
     found = []
@@ -45,6 +48,8 @@ def faults(source: str) -> list[str]:
 
 def _is_float(value: ast.expr) -> bool:
     value = value.operand if isinstance(value, ast.UnaryOp) else value
+    if isinstance(value, ast.Call):
+        return ast.unparse(value.func) == "float"
     return isinstance(value, ast.Constant) and type(value.value) is float
 
 
@@ -64,6 +69,7 @@ def test_the_list_of_factories_is_torchs():
         ("torch.as_tensor(x, device='cpu')", 0),
         ("x.new_zeros(3); torch.zeros_like(x); torch.frombuffer(b, dtype=torch.uint8)", 0),
         ("torch.where(m, 1.0, -1.0)", 1),
+        ("torch.where(m, float('nan'), 0.0)", 1),
         ("torch.where(m, x, 0.0)", 0),
         ("torch.set_num_threads(1)", 1),
     ],
@@ -74,5 +80,6 @@ def test_the_walk_finds_what_depends_on_the_process(source, faulty):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_tensor_is_made_by_default(path):
-    found = faults(path.read_text(encoding="utf-8"))
-    assert not found, f'{path.relative_to(ROOT)}: name device= (a tensor\'s, or "cpu") and dtype=:\n' + "\n".join(found)
+    name = path.relative_to(ROOT).as_posix()
+    found = [line for line in faults(path.read_text(encoding="utf-8")) if f"{name}: {line.partition(': ')[2]}" not in ALLOWED]
+    assert not found, f'{name}: name device= (a tensor\'s, or "cpu") and dtype=:\n' + "\n".join(found)

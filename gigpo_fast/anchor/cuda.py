@@ -154,7 +154,8 @@ def compiled(index: int) -> Kernels:
 def try_out(kernels: Kernels, device: torch.device) -> None:
     """Group states of every kind, each twice and at two alignments, with good hashes and bad ones; raises if an id is wrong."""
     period, states = 251, [(0, length) for length in (0, 3, 7, 16, 100, 300, 9000)] + [(start, 40) for start in range(6)]
-    starts, lengths = torch.tensor(states + [(start + period, length) for start, length in states], device=device).unbind(1)
+    twice = states + [(start + period, length) for start, length in states]
+    starts, lengths = torch.tensor(twice, dtype=torch.int64, device=device).unbind(1)
     data = (torch.arange(period + 9000, device=device) % period).to(torch.uint8)
     for bits in (128, 1):  # with one bit, states of one length are set aside
         key = HashKey(seed=1, sip_low=2, sip_high=3, bits=bits)

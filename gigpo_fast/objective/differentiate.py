@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..inference import savable
 from .batch import TokenBatch
 from .block import read
 from .measure import measure
@@ -33,21 +34,26 @@ class Differentiated(NamedTuple):
 def local_autograd():
     """Autograd that works inside a custom op, for tensors made here. `torch.enable_grad()` alone does not reach below the op.
 
+    Under inference mode too, so that metrics say of a batch what they say elsewhere.
     What it saves is used and gone before the op returns, so it does not pass through the user's saved_tensors_hooks: managers of
     offloading would carry it away, and take the first unpacking for the start of the backward.
     """
+    tracing = torch._C._autograd._saved_tensors_hooks_set_tracing(True)  # how torch sets hooks aside without taking them off
+    try:
+        with torch.inference_mode(False), _with_autograd_keys(), torch.enable_grad():
+            yield
+    finally:
+        torch._C._autograd._saved_tensors_hooks_set_tracing(tracing)
+
+
+def _with_autograd_keys() -> contextlib.AbstractContextManager:
     included = torch._C._dispatch_tls_local_include_set()
     excluded = torch._C._dispatch_tls_local_exclude_set()
     for name in _AUTOGRAD_KEYS:
         key = getattr(torch._C.DispatchKey, name, None)
         if key is not None:
             excluded = excluded - torch._C.DispatchKeySet(key)
-    tracing = torch._C._autograd._saved_tensors_hooks_set_tracing(True)  # how torch sets hooks aside without taking them off
-    try:
-        with torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
-            yield
-    finally:
-        torch._C._autograd._saved_tensors_hooks_set_tracing(tracing)
+    return torch._C._ForceDispatchKeyGuard(included, excluded)
 
 
 @functools.lru_cache(maxsize=256)
@@ -62,6 +68,8 @@ def differentiate(objective: PolicyObjective, batch: TokenBatch, denominator: Te
     With `part`, results are of those tokens only; the others are there because the part's coefficients need their advantages.
     """
     with local_autograd():
+        if batch.advantages.is_inference():
+            batch = savable("differentiate", "batch", batch)
         log_probs = batch.log_probs.detach().requires_grad_()
         entropy = None if batch.entropy is None else batch.entropy.detach().requires_grad_()
         batch = batch._replace(log_probs=log_probs, entropy=entropy)

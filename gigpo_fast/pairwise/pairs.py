@@ -10,11 +10,13 @@ def halves(sequences: int, *, device: torch.device | str | None = None) -> Tenso
     """(sequences / 2, 2) int64: the first half of the rows is chosen, the second rejected, as most trainers stack them.
 
     torch.arange(sequences).view(2, -1).T
+
+    On the CPU unless `device` names another.
     """
     rows = checks.whole(sequences)
     if rows is None or rows < 0 or rows % 2:
         checks.fail("halves", "sequences", "an even number of rows", sequences, "stack one chosen and one rejected response for each pair")
-    return torch.arange(rows, device=device).view(2, -1).T.contiguous()
+    return torch.arange(rows, device="cpu" if device is None else device).view(2, -1).T.contiguous()
 
 
 def all_pairs(

@@ -28,7 +28,7 @@ def success_distances(trajectory, group, anchor, *, success, next_anchor=None, s
                 leads[row] = "success"
             if leads[row] is not None:
                 edges.append((group[row], anchor[row], leads[row]))
-    found = torch.full((len(anchor),), float("nan"), dtype=torch.float64)
+    found = torch.full((len(anchor),), float("nan"), dtype=torch.float64, device="cpu")
     for task in {task for task, *_ in edges}:
         distance, changed = {"success": 0}, True
         while changed:
@@ -70,7 +70,7 @@ def g2po_advantages(
         for left, row in enumerate(reversed(rows), 1):
             visits.setdefault((group[row], anchor[row]), []).append(gamma**left * score[name])
     value = {state: math.fsum(of) / len(of) for state, of in visits.items()}
-    own, gain = torch.zeros(len(anchor), dtype=torch.float64), torch.zeros(len(anchor), dtype=torch.float64)
+    own, gain = torch.zeros(len(anchor), dtype=torch.float64, device="cpu"), torch.zeros(len(anchor), dtype=torch.float64, device="cpu")
     met = [False] * len(anchor)
     for name, rows in zip(_names(trajectory, group, anchor, step, valid), walks):
         for row, after in zip(rows, [*rows[1:], None]):
@@ -120,7 +120,7 @@ def action_advantages(rewards, trajectory, group, anchor, action, *, gamma=0.95,
                 result[row] = len(same[row]) / (len(same[row]) + shrinkage) * (mean[row] - value)
                 if gate is not None:
                     result[row] *= math.tanh(len(rows) / gate) * (between / (between + within) if between + within else 0.0)
-    return torch.tensor(result, dtype=torch.float64)
+    return torch.tensor(result, dtype=torch.float64, device="cpu")
 
 
 def turn_baseline_advantages(rewards, trajectory, group, *, gamma=1.0, leave_one_out=True, step=None, valid=None) -> Tensor:
@@ -136,12 +136,15 @@ def turn_baseline_advantages(rewards, trajectory, group, *, gamma=1.0, leave_one
             for turn, row in enumerate(rows):
                 others = [returns[peer[turn]] for peer in peers if len(peer) > turn and (peer is not rows or not leave_one_out)]
                 result[row] = returns[row] - math.fsum(others) / (len(peers) - leave_one_out)
-    return torch.tensor(result, dtype=torch.float64)
+    return torch.tensor(result, dtype=torch.float64, device="cpu")
 
 
 def turn_gae_advantages(rewards, values, mask, turn_ids, *, gamma=1.0, lam=1.0, final_values=None) -> tuple[Tensor, Tensor]:
     """GAE over the turns of each row: the turn's rewards summed, the value at its first token (AReaL)."""
-    advantages, returns = torch.zeros(mask.shape, dtype=torch.float64), torch.zeros(mask.shape, dtype=torch.float64)
+    advantages, returns = (
+        torch.zeros(mask.shape, dtype=torch.float64, device="cpu"),
+        torch.zeros(mask.shape, dtype=torch.float64, device="cpu"),
+    )
     for row in range(mask.shape[0]):
         turns = _by(turn_ids[row].tolist(), mask[row].tolist())
         error, after = 0.0, 0.0 if final_values is None else float(final_values[row])
@@ -154,7 +157,7 @@ def turn_gae_advantages(rewards, values, mask, turn_ids, *, gamma=1.0, lam=1.0, 
 
 def _episode(rewards, trajectory, group, valid, scale, statistics) -> Tensor:
     names = list(zip(_labels(group), _labels(trajectory)))
-    used, totals = _valid(valid, rewards), torch.zeros(len(names), dtype=torch.float64)
+    used, totals = _valid(valid, rewards), torch.zeros(len(names), dtype=torch.float64, device="cpu")
     for rows in _groups(names, used):
         totals[rows] = math.fsum(float(rewards[row]) for row in rows)
     return group_advantages(totals, group, scale=scale, statistics=statistics, trajectory=names, valid=used)

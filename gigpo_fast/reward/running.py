@@ -19,7 +19,8 @@ class RunningMoments(NamedTuple):
 
     @staticmethod
     def empty(device: torch.device | str | None = None) -> "RunningMoments":
-        """Nothing seen yet."""
+        """Nothing seen yet; on the CPU unless `device` names another."""
+        device = "cpu" if device is None else device
         return RunningMoments(*(torch.zeros((), dtype=torch.float64, device=device) for _ in range(3)))
 
 

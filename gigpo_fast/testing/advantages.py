@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..reference.advantage import gigpo_advantages
 from .report import VALUE_FACTOR, Comparison, Report, chosen, compared, judged
 
@@ -72,6 +73,7 @@ def check_advantages(
     and `.step_returns`, which are then compared as well. `cases` picks from ADVANTAGE_CASES by name.
     """
     comparisons: list[Comparison] = []
+    checks.process("check_advantages")
     for name in chosen("check_advantages", ADVANTAGE_CASES, cases):
         for dtype in dtypes:
             comparisons += _compare(fn, gamma, scale, name, dtype, torch.device(device))

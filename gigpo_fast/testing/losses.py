@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..head import Head
 from ..objective import PolicyObjective
 from ..recipes import recipe
@@ -40,13 +41,15 @@ def check_loss(
     `cases` picks from LOSS_CASES by name, for a function that lacks a feature. A line reads: case, quantity, error, allowed.
     Raises TypeError for an objective with blocks that the reference does not know.
     """
+    checks.process("check_loss")
     objective = recipe("grpo").objective if objective is None else objective
     plain_objective = described(objective)
     names = [name for name in chosen("check_loss", LOSS_CASES, cases) if linear or name not in HEAD_CASES]
     comparisons: list[Comparison] = []
     for name in names:
         for dtype in dtypes:
-            comparisons += _compare(fn, objective, plain_objective, linear, name, dtype, torch.device(device))
+            with torch.inference_mode(False), torch.enable_grad():  # gradients are compared, whatever the caller's mode
+                comparisons += _compare(fn, objective, plain_objective, linear, name, dtype, torch.device(device))
     return judged("check_loss", comparisons)
 
 
