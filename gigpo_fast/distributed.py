@@ -175,7 +175,11 @@ def gather_rows(
         mine = (tuple(local.shape), str(local.dtype), torch.is_grad_enabled() and local.requires_grad)
     else:
         mine = checks.describe(local)
-    seen = told(mine, process_group)
+    shared = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if transformed() and shared and torch.distributed.get_world_size(process_group) > 1:
+        got, fix = "a transform around the ranks' exchange", "gather outside of it, or differentiate with backward()"
+        checks.fail(function, "local", "gathered outside of torch.func and forward mode", got, fix, error=RuntimeError)
+    seen = [mine] if transformed() else told(mine, process_group)
     for rank, one in enumerate(seen):
         if isinstance(one, str):
             checks.fail(function, "local", "(n, ...) on every rank", f"{one} on rank {rank}", "pass a tensor of rows", error=TypeError)
@@ -190,9 +194,6 @@ def gather_rows(
             checks.fail(function, "local", f"of one {what} on all ranks", f"{values} in rank order", fix)
     if len(seen) == 1:
         return local.clone()
-    if transformed():
-        got, fix = "a transform around the ranks' exchange", "gather outside of it, or differentiate with backward()"
-        checks.fail(function, "local", "gathered outside of torch.func and forward mode", got, fix, error=RuntimeError)
     return _GatherRows.apply(local, [one[0][0] for one in seen], process_group, sum_gradients)
 
 

@@ -8,6 +8,7 @@ from .constants import constant
 from .objective import PolicyObjective, Scope, TokenBatch
 from .objective.penalty import ANCHORS
 from .sequences import Denominator, sequences_of
+from .transforms import transformed
 
 
 def ready_tokens(
@@ -66,6 +67,10 @@ def ready_tokens(
             if value is not None:
                 values.check_log_probs(function, name, value, mask, infinite=False, densities=densities)
     counted = denominator if isinstance(denominator, Denominator) else Denominator(1.0)
+    if counted.sequence_group and transformed():
+        got = f"one of sequences cut over the ranks of group {counted.sequence_group}"
+        fix = "give every rank whole sequences, or differentiate with backward()"
+        checks.fail(function, "denominator", "one of whole sequences under torch.func and forward mode", got, fix)
     if counted.sequence_group and objective.scope == Scope.BATCH:
         checks.fail(
             function,

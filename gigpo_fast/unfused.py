@@ -51,12 +51,9 @@ def loss_of_hidden(
     weight_grad_out: Tensor | None,
 ) -> LossOutput:
     """The fused loss under a transform: log-probs of the tokens that matter in blocks, then the objective; 8NVH where fused takes 6."""
-    where = "under torch.func and forward mode"
     if weight_grad_out is not None:
-        checks.fail(function, "weight_grad_out", f"None {where}", weight_grad_out, "derivatives are returned there, not added to a buffer")
-    if tokens.sequences is not None and tokens.sequences.group_name:
-        got = f"one of sequences cut over the ranks of group {tokens.sequences.group_name}"
-        checks.fail(function, "denominator", f"one of whole sequences {where}", got, "give every rank whole sequences")
+        fix = "derivatives are returned there, not added to a buffer"
+        checks.fail(function, "weight_grad_out", "None under torch.func and forward mode", weight_grad_out, fix)
     hidden, scale, places = ready.hidden, ready.scale, None
     if plan is not None:
         mask = torch.zeros_like(mask).reshape(-1).index_fill(0, plan.rows, True).view(mask.shape)

@@ -96,7 +96,7 @@ def test_F48_the_value_does_not_depend_on_requires_grad(group):
 
 def test_F50_dual_clip_is_for_bad_actions_and_above_one():
     for dual in (1.0, 0.5, 0.0, -3.0, NAN):
-        with pytest.raises(ValueError, match="Clip: dual must be > 1 or None"):
+        with pytest.raises(ValueError, match="Clip: dual must be a number > 1 or None"):
             Clip(dual=dual)
     new, A = one_row(0.0, 0.0, 0.0, 0.0), one_row(1.0, -1.0, 1.0, -1.0)
     old = -torch.log(one_row(5.0, 5.0, 0.1, 0.1))

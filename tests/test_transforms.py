@@ -7,9 +7,10 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
+import gigpo_fast
 from tests.compile_helpers import fresh_compiler  # noqa: F401 - a fixture
 from tests.test_api import public_signatures
-from tests.transform_cases import BLOCKS, CASES, WITHOUT
+from tests.transform_cases import BLOCKS, CASES, CONSTANT, CONSTANTS, WITHOUT
 
 PREFIX = r"^(linear_)?[a-z_]+: .+ must .+, got .+; .+|^[a-z_]+: gradients of gradients are not available, got .+; .+"
 REFUSED = {  # what is refused by name: everything else must be right
@@ -168,8 +169,23 @@ def test_a_transform_of_an_exported_program_is_refused_by_name(name, transform):
         transform(program, leaves)
 
 
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_functions_of_rewards_are_constants_under_every_transform(name):
+    """They carry no gradient, by contract: then none in forward mode or torch.func either. vmap gives what a loop does."""
+    function, value = CONSTANTS[name], CONSTANT
+    assert not function(value.clone().requires_grad_()).requires_grad
+    assert not jvp(function, (value,), along((value,)))[1].any()
+    assert not grad(lambda x: function(x).square().sum())(value).any()
+    dual = dual_level(function, (value,))
+    assert dual is None or not dual.any()
+    rows = twice((value,))[0]
+    assert float((vmap(function)(rows) - torch.stack([function(row) for row in rows])).abs().max()) < 1e-12
+
+
 def test_every_public_function_has_a_row():
-    """A new public function must be given a case, or be named among those without a derivative."""
+    """A new public function must be given a case, or be named among those without a derivative; a new module too."""
+    constant = {"advantage", "anchor", "backend", "objective", "packing", "recipes", "reward", "testing", "validation"}
+    assert set(gigpo_fast.__all__) - constant == set(WITHOUT)
     for module in WITHOUT:
         public = {line.split("(")[0].split(".")[2] for line in public_signatures() if line.startswith(f"gigpo_fast.{module}.")}
         rows = {name.split(".")[1] for name in CASES if name.startswith(f"{module}.")}

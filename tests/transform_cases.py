@@ -5,7 +5,7 @@ A case is (ours, plain, leaves): both take the leaves and return one number, cur
 
 import torch
 
-from gigpo_fast import distributed, logprob, loss, pairwise
+from gigpo_fast import advantage, distributed, logprob, loss, pairwise, reward
 from gigpo_fast.logprob import Head
 from gigpo_fast.objective import Clip, EntropyBonus, KLPenalty, PolicyObjective
 from tests.loss_helpers import make_batch
@@ -167,6 +167,22 @@ CASES = {
         lambda x: x.square().sum(),
         (B.log_probs,),
     ),
+}
+# Functions of rewards and advantages: constants all of them, but for one that moves numbers about.
+GROUP, CONSTANT = torch.tensor([0, 0, 0, 1, 1, 1]), torch.randn(6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+CASES["advantage.to_tokens"] = (
+    lambda x: advantage.to_tokens(x, GROUP.new_tensor([[0, 1, -1], [5, 5, 2]])).square().sum(),
+    lambda x: torch.where(torch.tensor([1, 1, 0, 1, 1, 1]) > 0, x[[0, 1, 0, 5, 5, 2]], 0).square().sum(),
+    (CONSTANT,),
+)
+CONSTANTS = {
+    "group_advantages": lambda x: advantage.group_advantages(x, GROUP, scale="std"),
+    "discounted_returns": lambda x: advantage.discounted_returns(x, GROUP, gamma=0.9),
+    "gigpo_advantages": lambda x: advantage.gigpo_advantages(x, GROUP, GROUP // 2, GROUP, gamma=0.9).advantages,
+    "whiten": lambda x: advantage.whiten(x.view(2, 3), torch.ones(2, 3, dtype=torch.bool)),
+    "kl_rewards": lambda x: reward.kl_rewards(x.view(2, 3), 0.5 * x.detach().view(2, 3), torch.ones(2, 3, dtype=torch.bool), coefficient=0.1),
+    "weighted_sum": lambda x: reward.weighted_sum(x.view(3, 2)),
+    "score_at_last_token": lambda x: reward.score_at_last_token(x[:2], torch.ones(2, 3, dtype=torch.bool)),
 }
 # Their results carry no derivative whatever goes in: labels, plans, counts, values and classes that hold them.
 WITHOUT = {
