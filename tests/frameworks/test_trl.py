@@ -2,10 +2,9 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gigpo_fast import validation
-from gigpo_fast.integrations import trl
 from gigpo_fast.integrations.trl import FusedGRPOTrainer
 from gigpo_fast.ops import fused_loss
 from tests.frameworks.trl_runs import WORDS, GRPOTrainer, assert_same, run, scripted_turns
@@ -193,28 +192,23 @@ def test_evaluation():
         assert got[name] == pytest.approx(want[name], rel=1e-4, abs=1e-6), name
 
 
+class HiddenStatesByMask(TorchDispatchMode):
+    """Raises where hidden states are picked by a mask: only the device knows how many that gives."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if (
+            function is torch.ops.aten.index.Tensor
+            and arguments[0].dim() == 3
+            and any(index is not None and index.dtype == torch.bool for index in arguments[1])
+        ):
+            pytest.fail("places are asked for after the model's forward")
+        return function(*arguments, **(keywords or {}))
+
+
 @pytest.mark.parametrize("top_entropy", [1.0, 0.4], ids=["fused", "unfused"])
 def test_tokens_are_planned_before_the_models_forward(top_entropy, monkeypatch):
     """Which tokens are trained has to be known on the host: asked inside the forward, that would wait for all of it."""
-    events = []
-    plan, nonzero = trl.plan_tokens, torch.Tensor.nonzero
-    monkeypatch.setattr(trl, "plan_tokens", lambda *batch, **keywords: events.append("places") or plan(*batch, **keywords))
-    monkeypatch.setattr(torch.Tensor, "nonzero", lambda mask, **keywords: events.append("places") or nonzero(mask, **keywords))
     monkeypatch.setattr(fused_loss, "order_tokens", lambda *batch: pytest.fail("planned inside the forward"))
-    for name in ("linear_policy_loss", "linear_token_log_probs"):
-        call = getattr(trl, name)
-        monkeypatch.setattr(
-            trl, name, lambda *batch, call=call, **keywords: events.append("head") or _without_places(call, events, batch, keywords)
-        )
-    run(FusedGRPOTrainer, steps=2, extra={"rollout_func": scripted_turns}, top_entropy_quantile=top_entropy)
-    assert events.count("head") >= 2
-    assert all(events[place - 1] == "places" for place, event in enumerate(events) if event == "head")
-
-
-def _without_places(call, events, batch, keywords):
-    """The head's call; what it asks for on a CPU, where nothing waits, is not counted."""
-    before = list(events)
-    with validation("metadata"):
-        found = call(*batch, **keywords)
-    events[:] = before
-    return found
+    with HiddenStatesByMask():
+        found = run(FusedGRPOTrainer, steps=2, extra={"rollout_func": scripted_turns}, top_entropy_quantile=top_entropy)
+    assert (found.trainer.unfused_because is None) == (top_entropy == 1.0)
