@@ -306,6 +306,27 @@ def test_an_adapter_whose_forward_adds_to_the_loss_is_refused():
         function(Adapted(make("qwen2"), BaseTuner), **(INPUTS if function is hidden_and_head else {}))
 
 
+class Forwarding(nn.Module):
+    """As FSDP 1 and DeepSpeed's engine: it answers for the module inside."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def __getattr__(self, name: str):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.module, name)
+
+
+@pytest.mark.parametrize("inside", [make, lambda kind: Adapted(make(kind)), lambda kind: torch.compile(make(kind), backend="eager")])
+def test_a_wrapper_that_answers_for_the_model_inside_is_no_model(inside):
+    for function in (policy_head, hidden_and_head, add_head_call):
+        with pytest.raises(TypeError, match=r"got Forwarding around one; add_head_call\(model\) before wrapping"):
+            function(Forwarding(inside("qwen2")))
+
+
 class Deaf(Adapted):
     def forward(self, head_call=None, auxiliary=False, **inputs):
         return self.base_model(**inputs)

@@ -7,6 +7,7 @@ way to one that stops at the hidden states. What cannot be called that way is re
 import functools
 import inspect
 import types
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -34,10 +35,8 @@ def causal_lm(function: str, model: nn.Module) -> nn.Module:
         )
     if hasattr(type(model), "get_output_embeddings") and hasattr(model, "config"):
         return model
-    if isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile's
+    if "_orig_mod" in model._modules:  # torch.compile's
         return causal_lm(function, model._orig_mod)
-    if _is_peft(model):
-        return causal_lm(function, _inside_peft(function, model))
     if isinstance(getattr(model, "module", None), nn.Module):
         checks.fail(
             function,
@@ -47,6 +46,8 @@ def causal_lm(function: str, model: nn.Module) -> nn.Module:
             "add_head_call(model) before wrapping, then call the wrapper with head_call: it reduces gradients in its own forward only",
             error=TypeError,
         )
+    if _is_peft(model):
+        return causal_lm(function, _inside_peft(function, model))
     checks.fail(function, "model", "a causal LM of transformers", f"{kind} without config or head", "pass the model", error=TypeError)
 
 
@@ -126,7 +127,7 @@ def put_inside(function: str, causal: nn.Module, old: Callable, new: Callable) -
     place = "_old_forward" if "_old_forward" in own else "forward"  # accelerate's hooks call the first
     if place not in own:
         return
-    made = _ending_in(own[place], old, new)
+    made = _ending_in(own[place], old, new, causal)
     if made is None:
         wrapped = own[place]
         name = getattr(wrapped, "__module__", None), getattr(wrapped, "__qualname__", type(wrapped).__name__)
@@ -141,23 +142,23 @@ def put_inside(function: str, causal: nn.Module, old: Callable, new: Callable) -
     setattr(causal, place, made)
 
 
-def _ending_in(wrapped: Callable, old: Callable, new: Callable) -> Callable | None:
-    """`wrapped` around `new`; None if it is not known how it was made."""
+def _ending_in(wrapped: Callable, old: Callable, new: Callable, owner: nn.Module) -> Callable | None:
+    """The forward `wrapped` of `owner` around `new`; None if it is not known how it was made."""
     if wrapped is old:
         return new
     if isinstance(wrapped, types.MethodType):
-        made = _ending_in(wrapped.__func__, old, new)
+        made = _ending_in(wrapped.__func__, old, new, owner)
         return made and types.MethodType(made, wrapped.__self__)
     module, inner = getattr(wrapped, "__globals__", {}).get("__name__"), getattr(wrapped, "__wrapped__", None)
     if module == "trl.trainer.utils" and inner is old:
-        return _beside(wrapped, new)
+        return _beside(wrapped, new, owner)
     if module == "torch.amp.autocast_mode":
-        made = _ending_in(inner, old, new)
+        made = _ending_in(inner, old, new, owner)
         return made and _context_of(wrapped)(made)
     if module == "accelerate.utils.operations":
         from accelerate.utils.operations import convert_outputs_to_fp32
 
-        made = _ending_in(getattr(inner, "model_forward", None), old, new)
+        made = _ending_in(getattr(inner, "model_forward", None), old, new, owner)
         return made and convert_outputs_to_fp32(made)
     return None
 
@@ -167,13 +168,17 @@ def _context_of(decorated: Callable) -> torch.autocast:
     return next(value for value in inspect.getclosurevars(decorated).nonlocals.values() if isinstance(value, torch.autocast))
 
 
-def _beside(other: Callable, new: Callable) -> Callable:
-    """`other`, or `new` in a call with `head_call`."""
+def _beside(other: Callable, new: Callable, owner: nn.Module) -> Callable:
+    """TRL's forward, or `new` in a call with `head_call` and on a copy: TRL's runs the weights of the one model that it was made for."""
+    made_for = weakref.ref(owner)
 
     @functools.wraps(other)
     def forward(self: nn.Module, *args: Any, head_call: Callable | None = None, **inputs: Any) -> Any:
-        if head_call is None:
+        if head_call is None and self is made_for():
             return other(self, *args, **inputs)
+        if inputs.pop("fused_lm_head", False):
+            fix = "call trl.trainer.utils.add_fused_lm_head on the copy, or head_call alone"
+            checks.fail("model.forward", "fused_lm_head", "False with head_call and on a copy of the model TRL gave it to", True, fix)
         return new(self, *args, head_call=head_call, **inputs)
 
     return forward
