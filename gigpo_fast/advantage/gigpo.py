@@ -81,7 +81,8 @@ def gigpo_advantages(
             "pass the same `valid` to group_states and here",
         )
     timeline = time_order(function, own, arguments.steps(function, step, counted), counted, all_valid=valid is None, group=task)
-    check_not_swapped(function, own, task, first_rows(timeline))
+    first_of_all = first_rows(timeline)
+    check_not_swapped(function, own, task, first_of_all)
 
     if step_returns is None:
         # Rounded before they are compared, so that what is returned is what was compared.
@@ -95,7 +96,7 @@ def gigpo_advantages(
 
     unit, units = scores, counted
     if statistics.count == "trajectory" and episode_scores is None:
-        units = first_rows(timeline)  # the rows of a trajectory share one score: any of them stands for it
+        units = first_of_all  # the rows of a trajectory share one score: any of them stands for it
     elif statistics.count == "trajectory":
         unit, units = trajectory_scores(scores, counted, own, task)
     episode = standardise(scores, moments(unit, units, task, ddof=statistics.ddof), scale, statistics)
