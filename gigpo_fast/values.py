@@ -11,11 +11,11 @@ _FIX = "mask such tokens out, or find where they come from"
 _ROUNDING = 0.01  # a log-prob above 0 by less is the rounding of a certain token
 
 
-def check_finite(function: str, name: str, values: Tensor, mask: Tensor) -> tuple[float, float]:
-    """Refuse NaN and infinity at trained tokens; the range of the values and of 0, which stands at the others."""
+def check_finite(function: str, name: str, values: Tensor, mask: Tensor, *, where: str = "at trained tokens") -> tuple[float, float]:
+    """Refuse NaN and infinity where the mask is True; the range of the values and of 0, which stands at the others."""
     low, high = value_range(values, mask)
     if not (math.isfinite(low) and math.isfinite(high)):
-        _fail_first(function, name, values, mask & ~torch.isfinite(values), "finite at trained tokens")
+        _fail_first(function, name, values, mask & ~torch.isfinite(values), f"finite {where}")
     return low, high
 
 

@@ -211,3 +211,35 @@ def test_rewards_that_are_no_numbers(wrong):
         with pytest.raises(ValueError, match="must be finite in valid rows, got not finite in rows 1; set valid=False in rows without a score"):
             call(None)
         assert call(torch.tensor([True, False, True])).isfinite().all()
+
+
+ORPO = recipes.recipe("orpo").objective
+PAIRS = torch.tensor([[0, 1], [2, 3]])
+
+
+@pytest.mark.parametrize("length, log_prob, kind", [(0.0, 0.0, "which is empty"), (1.0, 0.0, r"which is certain \(log-prob 0\)"), (2.0, 0.5, "")])
+def test_a_response_without_a_finite_score_is_named_and_may_be_left_out(length, log_prob, kind):
+    log_probs, lengths = torch.tensor([-3.0, log_prob, -2.0, -4.0]), torch.tensor([3.0, length, 2.0, 4.0])
+    with pytest.raises(ValueError, match=rf"pairwise_loss: log_probs must be of a finite score, got \S+ of response 1 of pair 0.*{kind}; leave it"):
+        pairwise.pairwise_loss(log_probs, PAIRS, lengths=lengths, objective=ORPO)
+    log_probs.requires_grad_()
+    found = pairwise.pairwise_loss(log_probs, PAIRS, lengths=lengths, weights=torch.tensor([0.0, 1.0]), objective=ORPO, denominator=1.0)
+    found.loss.backward()  # as it says
+    alone = pairwise.pairwise_loss(log_probs, PAIRS[1:], lengths=lengths, objective=ORPO, denominator=1.0)
+    assert torch.equal(found.loss, alone.loss) and log_probs.grad[:2].tolist() == [0.0, 0.0]
+    assert bool(log_probs.grad.isfinite().all()) and all(math.isfinite(value) for value in found.metrics_as_floats().values())
+
+
+@pytest.mark.parametrize("wrong", [NAN, INF, -INF])
+@pytest.mark.parametrize("name", ["log_probs", "ref_log_probs", "weights", "lengths", "targets"])
+def test_numbers_that_are_none_in_a_comparison(name, wrong):
+    objective = {"lengths": ORPO, "targets": pairwise.PairwiseObjective(pairwise.Square())}.get(name, recipes.recipe("dpo").objective)
+    given = {"log_probs": torch.tensor([-3.0, -1.0, -2.0, -4.0]), "weights": torch.ones(2)}
+    given |= {"lengths": torch.full((4,), 3.0)} if objective.needs_lengths else {}
+    given |= {"ref_log_probs": torch.full((4,), -3.0)} if objective.needs_reference else {}
+    given |= {"targets": torch.ones(2)} if objective.needs_targets else {}
+    given[name][1] = wrong
+    call = lambda pairs, **more: pairwise.pairwise_loss(pairs=pairs, objective=objective, **given | more)  # noqa: E731
+    place = r"\[1\]" if name in ("weights", "targets") else r"\[0, 1\]"
+    with pytest.raises(ValueError, match=rf"pairwise_loss: {name} must be finite in every comparison that counts, got {wrong} at {place}"):
+        call(PAIRS)

@@ -16,7 +16,11 @@ LARGEST_C_INT = 2**31 - 1
 
 
 class Unsupported(Exception):
-    """Raised with the type that has no encoding; the caller knows the row."""
+    """Raised with the name of the type that has no encoding; the caller knows the row. `value` is what has it."""
+
+    def __init__(self, name: str, value: Any) -> None:
+        super().__init__(name)
+        self.value = value
 
 
 def encode(value: Any) -> bytes:
@@ -51,7 +55,7 @@ def _append(parts: list[bytes], value: Any) -> None:
         for key, item in sorted((encode(key), encode(item)) for key, item in value.items()):
             parts += (key, item)
     else:
-        raise Unsupported(type(value).__name__)
+        raise Unsupported(type(value).__name__, value)
 
 
 def tensor_bytes(value: Tensor) -> bytes:
@@ -68,7 +72,7 @@ def _bytes_at(address: int, count: int) -> bytes:
 def _append_numpy(parts: list[bytes], value: Any) -> None:
     tag = b"a" if isinstance(value, sys.modules["numpy"].ndarray) else b"g"
     if value.dtype.kind == "V":
-        raise Unsupported(f"NumPy structured {value.dtype}")  # its padding bytes hold anything
+        raise Unsupported(f"NumPy structured {value.dtype}", value)  # its padding bytes hold anything
     if value.dtype.kind == "O":
         _append_array(parts, tag, "O", value.shape, b"".join(encode(item) for item in value.reshape(-1).tolist()))
     else:

@@ -5,6 +5,7 @@ from typing import Any
 
 from .. import checks
 from . import rows as inputs
+from .advice import advice, holds_address
 from .encoding import Unsupported, encode
 
 PLAIN = (str, bytes, int, float, type(None))
@@ -47,10 +48,13 @@ def _called(key: Callable[[Any], Any], state: Any, row: int) -> Any:
             checks.fail("group_states", name, "a value", got, f"the key cannot take {checks.describe(state)}", error=kind)
         except kind as ours:
             raise ours from error
+    if isinstance(value, str) and holds_address(state, value):
+        got = f"{checks.describe(value)}, which holds the address of the object"
+        checks.fail("group_states", name, "what the state holds, equal for equal states", got, advice(state))
     if not isinstance(value, PLAIN):
         try:
             encode(value)
         except Unsupported as error:
             got = f"{error} in {checks.describe(value)}"
-            checks.fail("group_states", name, inputs.ENCODABLE, got, "let the key return text or a tuple", error=TypeError)
+            checks.fail("group_states", name, inputs.ENCODABLE, got, advice(error.value), error=TypeError)
     return value

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from .advice import advice
 from .encoding import Unsupported, encode
 
 FUNCTION = "group_states"
@@ -115,7 +116,7 @@ def encoded(rows: Objects) -> Objects | FixedWidth:
                 f"states[{row}]",
                 ENCODABLE,
                 f"{error} in {checks.describe(item)}",
-                "convert it, for example with str() or dataclasses.astuple()",
+                advice(error.value),
                 error=TypeError,
             )
     return Objects(states)

@@ -8,6 +8,7 @@ from ..constants import constant
 from ..head import Head
 from ..inference import takes_inference_tensors
 from ..objective.policy import with_nan
+from ..values import check_finite
 from . import metrics
 from .metrics import PairwiseOutput
 from .objective import PairwiseObjective
@@ -66,6 +67,7 @@ def pairwise_loss(
     pick = lambda value: None if value is None else torch.where(live[:, None], value[pairs], 0)  # noqa: E731
     values, (ref, previous, lengths) = pick(log_probs.to(dtype)), (pick(value) for value in given)
     score = objective.score.value(values, ref, previous, lengths)
+    _check_values(function, live, (values, ref, previous, lengths), score, targets, weights)
     h = objective.beta * (score[:, 0] - objective.rejected * score[:, 1]) - objective.margin
     losses = objective.link.loss(h, targets)
     if objective.nll is not None:
@@ -176,6 +178,7 @@ def response_loss(
     keep = lambda value: None if value is None else torch.where(live, value, 0)  # noqa: E731
     values, (ref, previous, lengths) = keep(log_probs.to(dtype)), (keep(value) for value in given)
     score = objective.score.value(values, ref, previous, lengths)
+    _check_values(function, live, (values, ref, previous, lengths), score, targets, weights)
     ahead = objective.beta * score - reference_point
     losses = objective.link.loss(torch.where(desirable, ahead, -ahead) - objective.margin, targets)
     if objective.nll is not None:
@@ -184,6 +187,25 @@ def response_loss(
     counted = torch.stack([live & desirable, live & ~desirable], 1)
     twice = lambda value: value[:, None].expand(-1, 2)  # noqa: E731
     return _finish(function, objective, losses, weights, live, denominator, twice(score), twice(values), counted)
+
+
+def _check_values(function, live, given, score, targets, weights) -> None:
+    """Refuse what is not finite in a comparison that counts; of pairs the place in the message is [pair, 0 chosen or 1 rejected]."""
+    if not checks.values_wanted(live, score, targets, weights):
+        return
+    used = live[:, None] if score.dim() == 2 else live
+    of_responses = dict(zip(("log_probs", "ref_log_probs", "previous_log_probs", "lengths"), given))
+    for name, value in {**of_responses, "targets": targets, "weights": weights}.items():
+        if value is not None:
+            check_finite(function, name, value, used if name in of_responses else live, where="in every comparison that counts")
+    if not bool(torch.where(used, score.detach(), 0).isfinite().all()):
+        place = (used & ~score.isfinite()).nonzero()[0].tolist()
+        value, lengths = given[0].detach()[tuple(place)], given[3]
+        empty = lengths is not None and bool(lengths[tuple(place)] == 0)
+        kind = ", which is empty" if empty else ", which is certain (log-prob 0)" if value == 0 else ""
+        response = f"response {place[1]} of pair {place[0]}" if len(place) == 2 else f"response {place[0]}"
+        got = f"{float(score[tuple(place)])} of {response}{kind}"
+        checks.fail(function, "log_probs", "of a finite score", got, "leave it out: weights of 0 there, or drop the comparison")
 
 
 def _finish(function, objective, losses, weights, live, denominator, score, values, counted) -> PairwiseOutput:

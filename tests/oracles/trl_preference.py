@@ -1,5 +1,7 @@
 """TRL's preference trainers: DPO with all its losses, KTO, CPO (SimPO, AlphaPO), ORPO, Online DPO; Nash-MD, XPO and BCO of the experimental ones."""
 
+import collections
+
 import torch
 from torch import Tensor
 
@@ -162,7 +164,7 @@ def _kto(case: Case) -> tuple[dict, dict]:
         objective=PairwiseObjective(Sigmoid(), beta=config["beta"]),
     )
     out.loss.backward()
-    named = out.metrics_as_floats()
+    named = collections.defaultdict(float, out.metrics_as_floats())  # TRL says 0 of a side without a response
     outputs = {"loss": out.loss.detach(), "grad_log_probs": log_probs.grad, "kl": divergence}
     for side in ("chosen", "rejected"):
         outputs |= {f"rewards/{side}": named[f"reward_{side}"], f"logps/{side}": named[f"log_prob_{side}"]}
