@@ -61,7 +61,7 @@ def pairwise_loss(
     if (size == 0 and count[0]) or (checks.values_wanted(pairs, weights) and bool(outside)):
         found = f"numbers from {int(pairs.min())} to {int(pairs.max())}"
         checks.fail(function, "pairs", f"numbers in 0 .. {size - 1}", found, "count responses from 0; weight 0 leaves a pair out")
-    log_probs = log_probs * torch.where(outside, float("nan"), 1.0).to(log_probs.dtype)  # where checking would wait
+    log_probs = log_probs * torch.ones_like(log_probs).masked_fill(outside, float("nan"))  # where checking would wait
     pairs = pairs.clamp(0, max(size - 1, 0))
     # Indexing by a tensor, whose gradient adds up in a fixed order. A pair that is left out is a harmless one before anything is computed.
     pick = lambda value: None if value is None else torch.where(live[:, None], value[pairs], 0)  # noqa: E731

@@ -118,7 +118,7 @@ def _summed(log_probs: Tensor, trained: Tensor, ids: Tensor, sequences: int) -> 
 def _addresses(ids: Tensor, trained: Tensor, sequences: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Numbers that are safe to add at, and the factor of every log-prob: 1, or NaN where a number is none and checking would wait."""
     wrong = trained & ((ids < 0) | (ids >= sequences))
-    factor = torch.where(wrong.any(), float("nan"), 1.0).to(dtype)
+    factor = torch.ones((), dtype=dtype, device=ids.device).masked_fill(wrong.any(), float("nan"))
     return torch.where(trained & ~wrong, ids, 0), factor
 
 
