@@ -245,7 +245,7 @@ def test_group_ids_of_integer_tensors(dtype):
 
 @pytest.mark.parametrize(
     "labels",
-    [np.array([5, -1, 5]), np.array(["x", "y", "x"]), np.array(["x", 3, "x"], dtype=object), [(1, "a"), None, (1, "a")], ["x", b"x", "x"]],
+    [np.array([5, -1, 5]), np.array(["x", "y", "x"]), np.array(["x", 3, "x"], dtype=object), [(1, "a"), frozenset({1}), (1, "a")], ["x", b"x", "x"]],
 )
 def test_group_ids_of_other_labels(labels):
     on_every_path(lambda: torch.testing.assert_close(anchor.group_ids(labels), torch.tensor([0, 1, 0])))
