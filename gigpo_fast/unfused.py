@@ -61,7 +61,7 @@ def loss_of_hidden(
     if batched() or torch.compiler.is_compiling():  # how many tokens are trained is not known: all are scored
         hidden = torch.where(flat_mask.unsqueeze(1), hidden, 0)
     else:
-        places = flat_mask.nonzero().squeeze(1)
+        places = flat_mask.nonzero().squeeze(1) if plan is None else plan.rows  # a plan needs no wait for the device
         hidden, scale, token_ids = hidden[places], scale[places], token_ids[places]
     head = passes.head_tensors(ready)
     found = rows_of_hidden(function, hidden, head, token_ids, scale, budget=budget, invariant=invariant)[:2]

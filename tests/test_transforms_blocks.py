@@ -75,6 +75,32 @@ def test_low_precision_operands_are_not_rounded_again(dtype):
         assert error(ours, theirs) <= max(torch.finfo(dtype).eps, 1e-6) * float(theirs.abs().max())
 
 
+@pytest.mark.parametrize("transform", ["jvp", "grad", "vmap"])
+def test_autocast_casts_the_operands_and_nothing_else(transform):
+    """As the fused loss: bfloat16 hidden states and weight, logits in float32, whatever region the derivative runs in."""
+    b = make_batch((4, 8), hidden=64)
+    exact = linear_token_log_probs(b.hidden.bfloat16().double(), b.weight.bfloat16().double(), b.token_ids).log_probs
+
+    def ours(hidden):
+        return linear_token_log_probs(hidden, b.weight, b.token_ids).log_probs
+
+    def cast(hidden):
+        return linear_token_log_probs(hidden.bfloat16().double(), b.weight.bfloat16().double(), b.token_ids).log_probs
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        if transform == "vmap":
+            got, want = vmap(ours)(b.hidden[None])[0], exact
+        elif transform == "jvp":
+            got, want = jvp(ours, (b.hidden,), (b.hidden,))[1], jvp(cast, (b.hidden,), (b.hidden,))[1]
+        else:
+            got, want = grad(lambda h: ours(h).square().sum())(b.hidden), None
+    if want is None:
+        want = grad(lambda h: cast(h).square().sum())(b.hidden)
+        assert error(got, want) <= 2**-7 * float(want.abs().max())  # d_hidden is rounded to bfloat16, once
+    else:
+        assert error(got, want) <= 3e-5 * float(want.abs().max())
+
+
 @pytest.mark.parametrize("junk", [float("nan"), float("inf")])
 def test_untrained_tokens_can_hold_anything(junk):
     b = make_batch((3, 6), dtype=torch.float64)

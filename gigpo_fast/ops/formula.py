@@ -100,7 +100,8 @@ def _in_blocks(
 
 
 def _of_block(source, weight, bias, token_ids, scale, tanh_in, function) -> tuple[Tensor, Tensor, Tensor]:
-    log_probs, entropy, squared = function(source, weight, bias, token_ids, scale, tanh_in)
+    with torch.autocast(source.device.type, enabled=False):
+        log_probs, entropy, squared = function(source, weight, bias, token_ids, scale, tanh_in)
     return log_probs, entropy, squared.detach()
 
 
@@ -122,23 +123,14 @@ class Rows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_log_probs: Tensor | None, d_entropy: Tensor | None, _: None):
-        need = ctx.needs_input_grad[:3]
-        return *gradients_of_rows(*ctx.saved_tensors, ctx.tanh_in, d_log_probs, d_entropy, need), None, None, None
+        source, need = ctx.saved_tensors[0], ctx.needs_input_grad[:3]
+        with torch.autocast(source.device.type, enabled=False):  # a transform may run it inside the caller's
+            return *gradients_of_rows(*ctx.saved_tensors, ctx.tanh_in, d_log_probs, d_entropy, need), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, d_source: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None, *_):
-        source, weight, bias, token_ids, scale = ctx.saved_tensors
-        found = _softmax(source, weight, bias, token_ids, scale, ctx.tanh_in)
-        parts = []
-        if d_source is not None:
-            parts.append(d_source.to(scale.dtype) if weight is None else d_source @ weight.t())
-        if d_weight is not None:
-            parts.append(source @ d_weight.t())
-        if d_bias is not None:
-            parts.append(d_bias.expand_as(found.p))
-        d_z = torch.where(found.p == 0, 0, sum(parts) * found.slope)  # what is impossible stays so
-        log_probs = _picked(d_z, token_ids) - (found.p * d_z).sum(-1)
-        return log_probs, -(found.p * found.spread * d_z).sum(-1), torch.zeros_like(log_probs)
+        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
+            return tangents_of_rows(*ctx.saved_tensors, ctx.tanh_in, d_source, d_weight, d_bias)
 
 
 class _Softmax(NamedTuple):
@@ -190,6 +182,21 @@ def gradients_of_rows(source, weight, bias, token_ids, scale, tanh_in, d_log_pro
     if weight is None:
         return d_x.to(source.dtype), None, None
     return d_x @ weight if need[0] else None, d_x.t() @ source if need[1] else None, d_x.sum(0) if need[2] else None
+
+
+def tangents_of_rows(source, weight, bias, token_ids, scale, tanh_in, d_source, d_weight, d_bias) -> tuple[Tensor, Tensor, Tensor]:
+    """Tangents of (log_probs, entropy, squared) from those of source, weight and bias, None where there is none."""
+    found = _softmax(source, weight, bias, token_ids, scale, tanh_in)
+    parts = []
+    if d_source is not None:
+        parts.append(d_source.to(scale.dtype) if weight is None else d_source @ weight.t())
+    if d_weight is not None:
+        parts.append(source @ d_weight.t())
+    if d_bias is not None:
+        parts.append(d_bias.expand_as(found.p))
+    d_z = torch.where(found.p == 0, 0, sum(parts) * found.slope)  # what is impossible stays so
+    log_probs = _picked(d_z, token_ids) - (found.p * d_z).sum(-1)
+    return log_probs, -(found.p * found.spread * d_z).sum(-1), torch.zeros_like(log_probs)
 
 
 def _picked(values: Tensor, token_ids: Tensor) -> Tensor:
