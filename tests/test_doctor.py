@@ -100,7 +100,7 @@ def test_selftest_sees_a_wrong_operation(fault, monkeypatch, capsys):
     assert command_line.main(["doctor", "--selftest"]) == 1
     text = capsys.readouterr().out
     assert "WRONG  cpu torch  token_log_probs, float32" in text and "ok     cpu torch  group_states" in text
-    seen = {"digits": "log_probs: error 1", "nan": "log_probs: error nan", "raises": "a compiler fault", "dtype": "must be (6, 8)"}
+    seen = {"digits": "(error 1", "nan": "log_probs: got nan, expected -", "raises": "a compiler fault", "dtype": "must be (6, 8)"}
     assert seen[fault] in text
     assert command_line.main(["doctor", "--selftest", "--json"]) == 1
     assert not all(result["ok"] for result in json.loads(capsys.readouterr().out)["selftest"])

@@ -18,8 +18,17 @@ from gigpo_fast.objective import (
     SequenceMeanTokenMean,
     SequenceRatio,
     Surrogate,
+    TokenRatio,
     TokenWeights,
 )
+
+
+def told(line, text):
+    """Whether a report has the line "case, dtype: start", where a line may name several dtypes and a scale."""
+    case, _, rest = line.partition(":")
+    name, _, dtype = case.rpartition(", ")
+    start = re.escape(rest.strip())
+    return re.search(rf"^  {re.escape(name)}(, scale='std')? \(.*{dtype}.*\): {start}", text, re.MULTILINE) is not None
 
 
 def eager(
@@ -92,11 +101,11 @@ def drops_upstream(log_probs, advantages, mask, **keywords):
 
 BROKEN = {
     "clip on the wrong side": (wrong_side, "all tokens trained, float32: loss"),
-    "mask multiplied": (multiplied, "garbage at untrained tokens, float32: loss: error nan"),
+    "mask multiplied": (multiplied, "garbage at untrained tokens, float32: loss: got nan, expected"),
     "denominator from all slots": (all_slots, "holes and an empty row, float32: loss"),
     "denominator ignored": (lambda *a, denominator=None, **k: eager(*a, **k), "given denominator, float64: gradient of log_probs"),
     "other upper bound": (functools.partial(eager, upper=1.28), "all tokens trained, float64: loss"),
-    "no bound on the log-ratio": (functools.partial(eager, cap=1e9), "extreme log-ratios, float32: gradient of log_probs: error nan"),
+    "no bound on the log-ratio": (functools.partial(eager, cap=1e9), "extreme log-ratios, float32: gradient of log_probs: got nan, expected"),
     "arithmetic in the input dtype": (lambda lp, a, m, **k: eager(lp, a, m, precision=lp.dtype, **k), "all tokens trained, bfloat16: loss"),
     "arithmetic in float32": (functools.partial(eager, precision=torch.float32), "all tokens trained, float64: loss"),
     "upstream gradient dropped": (drops_upstream, "on-policy, float32: gradient of log_probs"),
@@ -119,7 +128,7 @@ def test_a_broken_loss_is_caught(name):
     fn, line = BROKEN[name]
     with pytest.raises(AssertionError, match="check_loss: .* comparisons with the reference are wrong") as caught:
         testing.check_loss(fn)
-    assert line in str(caught.value), str(caught.value)
+    assert told(line, str(caught.value)), str(caught.value)
 
 
 @pytest.mark.parametrize("drop, line", [
@@ -132,7 +141,8 @@ def test_a_dropped_feature_of_the_head_is_caught(drop, line):
     with pytest.raises(AssertionError) as caught:
         testing.check_loss(functools.partial(eager_linear, drop=drop), **few)
     wrong = str(caught.value).splitlines()[1:]
-    assert all("bias, scale, softcap, temperature" in text for text in wrong) and any(line in text for text in wrong), str(caught.value)
+    assert all("bias, scale, softcap, temperature" in text for text in wrong), str(caught.value)
+    assert line in str(caught.value) or told(line, str(caught.value)), str(caught.value)
 
 
 def test_logits_in_the_input_dtype_are_caught():
@@ -140,7 +150,8 @@ def test_logits_in_the_input_dtype_are_caught():
         testing.check_loss(functools.partial(eager_linear, rounded=True), linear=True, cases=["all tokens trained", "packed"],
                            dtypes=[torch.float32, torch.bfloat16, torch.float16])  # fmt: skip
     wrong = str(caught.value)
-    assert "all tokens trained, bfloat16: loss" in wrong and "all tokens trained, float16: loss" in wrong and "float32" not in wrong
+    assert told("all tokens trained, bfloat16: loss", wrong) and told("all tokens trained, float16: loss", wrong) and "float32" not in wrong
+    assert wrong.count("all tokens trained (bfloat16, float16): loss") == 1  # one line a mistake, not one a dtype
 
 
 def test_every_option_of_an_objective_is_compared():
@@ -189,7 +200,7 @@ def test_a_loss_that_raises_is_listed():
     def raises(*arguments, **keywords):
         raise ZeroDivisionError("nobody expected this")
 
-    with pytest.raises(AssertionError, match="on-policy, float32: raised ZeroDivisionError: nobody expected this"):
+    with pytest.raises(AssertionError, match=r"on-policy \(float64, float32, bfloat16\): raised ZeroDivisionError: nobody expected this"):
         testing.check_loss(raises, cases=["on-policy"])
 
 
@@ -240,7 +251,7 @@ def low_precision(rewards, *arguments, **keywords):
 def test_broken_advantages_are_caught(fn, line):
     with pytest.raises(AssertionError, match="check_advantages: .* wrong") as caught:
         testing.check_advantages(fn)
-    assert line in str(caught.value), str(caught.value)
+    assert told(line, str(caught.value)), str(caught.value)
 
 
 def test_equal_rewards_must_give_exactly_zero():
@@ -248,10 +259,75 @@ def test_equal_rewards_must_give_exactly_zero():
         found = advantage.gigpo_advantages(*arguments, **keywords)
         return torch.where(found.advantages == 0, 1e-9, found.advantages)
 
-    with pytest.raises(AssertionError, match="equal rewards, float32: advantages: error 1e-09, allowed 0"):
+    with pytest.raises(AssertionError, match=r"equal rewards, scale=.std. \(float64, float32\): advantages: got 1e-09, expected 0 at \[\d+\] \(error 1e-09, allowed 0\)"):
         testing.check_advantages(residue, cases=["equal rewards"], scale="std")
 
 
 def test_linear_losses_of_this_package_pass():
     report = testing.check_loss(functools.partial(linear_policy_loss, objective=PolicyObjective()), linear=True, dtypes=[torch.bfloat16])
     assert "gradient of bias" in {comparison.quantity for comparison in report.comparisons}
+
+
+def textbook_loss(log_probs, advantages, mask, *, old_log_probs=None, ref_log_probs, denominator=None, mutant=""):
+    """The clipped loss with k3 as a textbook writes it, in the order of its symbols; each mutant is one slip."""
+    dtype = torch.float64 if log_probs.dtype == torch.float64 else torch.float32
+    new, ref, A = (torch.where(mask, value, 0).to(dtype) for value in (log_probs, ref_log_probs, advantages))
+    old = new if old_log_probs is None else torch.where(mask, old_log_probs, 0).to(dtype)
+    old = old if mutant == "missing detach" else old.detach()
+    gap = new - old if mutant == "missing clamp" else (new - old).clamp(-20, 20)
+    ratio = gap.exp()
+    clipped = ratio.clamp(0.8, 1.2)
+    policy = torch.minimum(-A * ratio, -A * clipped) if mutant == "clip sign" else torch.maximum(-A * ratio, -A * clipped)
+    apart = (new - ref if mutant == "KL sign" else ref - new).clamp(-20, 20)
+    loss = policy + 0.1 * (torch.expm1(apart) - apart)
+    total = (mask.numel() if mutant == "padded mean" else mask.sum().clamp(min=1)) if denominator is None else denominator
+    return torch.where(mask, loss, 0).sum() / total
+
+
+MUTANTS = {  # what the report says of each: the case, the quantity, and a word of the hint
+    "clip sign": ("all tokens trained, float64: loss: got", "a sign"),
+    "KL sign": ("all tokens trained, float64: loss: got", "the KL"),
+    "padded mean": ("holes and an empty row, float64: loss: got", "divide by mask.sum()"),
+    "missing detach": ("on-policy, float64: gradient of log_probs: got", "log_probs.detach()"),
+    "missing clamp": ("extreme log-ratios, float64: loss: got", "clamp it to +-20 before exp"),
+}  # fmt: skip
+WITH_KL = PolicyObjective(divergence=KLPenalty(0.1))
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_mutants_of_a_textbook_loss(mutant):
+    line, hint = MUTANTS[mutant]
+    with pytest.raises(AssertionError) as caught:
+        testing.check_loss(functools.partial(textbook_loss, mutant=mutant), objective=WITH_KL, dtypes=[torch.float64, torch.float32])
+    text = str(caught.value)
+    shown = next((row for row in text.splitlines() if told(line, row)), None)
+    assert shown is not None and hint in text and "expected" in shown, text
+    names = [row.partition(": got")[0] for row in text.splitlines()[1:]]
+    assert len(names) == len(set(names)) and f"{len(names)} mistakes" in text.splitlines()[0]
+
+
+def test_the_textbook_itself_passes():
+    testing.check_loss(textbook_loss, objective=WITH_KL, dtypes=[torch.float64, torch.float32])
+
+
+def test_a_deviation_by_n_is_told_by_default():
+    wrong = functools.partial(advantage.gigpo_advantages, statistics=advantage.GroupStatistics(ddof=0))
+    with pytest.raises(AssertionError) as caught:
+        testing.check_advantages(wrong)
+    assert told("rows in time order, float64: advantages: got", str(caught.value)) and "n - 1 (ddof)" in str(caught.value)
+    assert "scale='std'" in str(caught.value) and "rows in time order (" not in str(caught.value)  # centring alone is right
+
+
+@pytest.mark.parametrize("value", [0.5, None, (torch.tensor(1.0), 2), torch.ones(3)])
+def test_the_type_of_a_result_is_told_first(value):
+    with pytest.raises(AssertionError, match="^check_loss: fn must return a 0-dim tensor, or an object with .loss that is one, got [a-zA-Z]+ .*; sum what"):
+        testing.check_loss(lambda *a, **k: value)
+    if not isinstance(value, torch.Tensor):
+        with pytest.raises(AssertionError, match="^check_advantages: fn must return a tensor of advantages, or an object with .advantages, got"):
+            testing.check_advantages(lambda *a, **k: value)
+
+
+def test_a_ratio_without_a_bound_is_reported_and_no_crash():
+    objective = PolicyObjective(TokenRatio(None))
+    with pytest.raises(AssertionError, match="extreme log-ratios .*: gradient of log_probs: got nan, expected 0 at .*usually exp of an unbounded"):
+        testing.check_loss(functools.partial(policy_loss, objective=objective), objective=objective)

@@ -125,12 +125,12 @@ def diagnose(
     alone = size_of.count(1) / steps
     one_trajectory = ambiguous = split = mean_advantage = step_level = None
     warnings = []
-    if alone > MOST_ALONE:
+    if alone >= MOST_ALONE:
         warnings.append(f"{alone:.0%} of the steps share their state with no other, so the step level says nothing about them")
     if own is not None:
         visitors = _different(ids, own)
         one_trajectory = sum(count > 1 and visitors[number] == 1 for count, number in zip(size_of, ids)) / steps
-        if one_trajectory > MOST_IN_ONE_TRAJECTORY:
+        if one_trajectory >= MOST_IN_ONE_TRAJECTORY:
             warnings.append(
                 f"{one_trajectory:.0%} of the steps are in groups of one trajectory, which is compared with itself there; "
                 "gigpo_advantages(min_trajectories=2) leaves them out"
@@ -139,7 +139,7 @@ def diagnose(
         states_of, texts_of = _different(ids, true), _different(pairs := list(zip(task, true)), ids)
         ambiguous = sum(states_of[number] > 1 for number in ids) / steps
         split = sum(texts_of[pair] > 1 for pair in pairs) / steps
-        if ambiguous > MOST_AMBIGUOUS:
+        if ambiguous >= MOST_AMBIGUOUS:
             worst = max(states_of, key=states_of.__getitem__)
             warnings.append(
                 f"{ambiguous:.0%} of the steps have a state that stands for several true states ({_shown(states, rows[ids.index(worst)])} "
@@ -153,7 +153,7 @@ def diagnose(
                 f"the mean advantage over {over} is {mean_advantage:+.2f} of its root mean square: {more} trajectories have more {over} "
                 "than the others; see the statistics option of gigpo_advantages and the aggregation of the loss"
             )
-        if step_level > MOST_STEP_LEVEL:
+        if step_level >= MOST_STEP_LEVEL:
             warnings.append(f"the step level makes up {step_level:.0%} of the advantages, the episode level drowns; lower step_weight")
     aliasing = None
     if done is not None:

@@ -38,7 +38,8 @@ class SecondMoment(Weighting):
     """0 for the tokens of largest squared log-ratio, until the mean of the rest is at most `threshold`, else 1: M2PO (arXiv 2510.01161).
 
     The log-ratio is log pi_old - log pi_rollout (reads extras["rollout_log_probs"]), or with `old` log pi - log pi_old. `cutoff`, the
-    smallest squared log-ratio that is dropped, may be given from outside; otherwise it is found among this call's tokens.
+    smallest squared log-ratio that is dropped, may be given from outside; otherwise it is found among this call's tokens. Where the
+    smallest alone exceeds the threshold nothing is left, as the paper's constraint says; AReaL's code keeps that one token.
     """
 
     threshold: float = number(0.04, above=0)

@@ -94,7 +94,9 @@ class KLPenalty(Penalty):
     `anchor` names the other policy: "ref" (the argument ref_log_probs), "old", or "teacher", "previous", "rollout" (extras
     teacher_log_probs, previous_log_probs, rollout_log_probs). `importance_weighted` multiplies by the objective's ratio, gradient
     included (the unbiased estimate of DeepSeek-V3.2, arXiv 2512.02556), or by that of the Ratio block given: NoRatio() has the
-    value 1 and adds the score-function gradient. `clip` bounds the estimate after that, with zero gradient outside.
+    value 1 and adds the score-function gradient. `clip` bounds the estimate after that, with zero gradient outside: with a K1 of
+    input_clip 20 a log_prob - ref of 30 at weight .48 counts as 20 x .48 = 9.6, inside a clip of 10; NeMo-RL's k1 has no input clamp,
+    so there 30 x .48 is outside: K1() without one is that.
     With `own_mask` the penalty applies only where extras["kl_mask"] (bool) is True; tokens must be trained all the same.
     `weighting` is a factor of the penalty alone; `aggregation` and `denominator` are its own (see token_weights).
     """

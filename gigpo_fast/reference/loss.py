@@ -194,7 +194,7 @@ def _seen(b, usable, t, dropped, log_rho, ratio, surrogate, estimate) -> dict[st
         "nonfinite_tokens": float(t in dropped or not math.isfinite(value(b.lp[t]))),
         "approx_kl": -value(log_rho if token_ratio else usable.delta(t)),
         "ratio_clamped_fraction": float(value(log_ratio(ratio, usable, t)) != value(log_rho)),
-        "ratio_max": math.exp(value(log_rho)),
+        "ratio_max": float(torch.exp(log_rho.detach())),  # infinite where math.exp would raise
     }
     if estimate is not None:
         found["ref_kl"] = value(estimate)

@@ -56,14 +56,14 @@ def _Reinforce(b, t, log_ratio):
 
 
 def _CISPO(b, t, log_ratio, low, high, unified_mask):
-    rho = math.exp(value(log_ratio[t]))
+    rho = float(torch.exp(log_ratio[t].detach()))
     weight = min(max(rho, -math.inf if low is None else 1 - low), 1 + high)
     out = rho > 1 + high if b.A[t] > 0 else b.A[t] < 0 and low is not None and rho < 1 - low
     return -(0.0 if unified_mask and out else weight) * b.A[t] * b.lp[t]
 
 
 def _CISPOAbsolute(b, t, log_ratio, maximum):
-    return -min(math.exp(value(log_ratio[t])), maximum) * b.A[t] * b.lp[t]
+    return -min(float(torch.exp(log_ratio[t].detach())), maximum) * b.A[t] * b.lp[t]
 
 
 def _SAPO(b, t, log_ratio, tau_positive, tau_negative):
@@ -73,7 +73,7 @@ def _SAPO(b, t, log_ratio, tau_positive, tau_negative):
 
 def _VESPO(b, t, log_ratio, k_positive, lambda_positive, k_negative, lambda_negative):
     k, rate = (k_positive, lambda_positive) if b.A[t] >= 0 else (k_negative, lambda_negative)
-    w = math.exp(value(log_ratio[t]))
+    w = float(torch.exp(log_ratio[t].detach()))
     return -(w**k) * math.exp(rate * (1 - w)) * b.A[t] * b.lp[t]
 
 
@@ -130,7 +130,7 @@ def _floored(x: Tensor, floor: float) -> Tensor:
 def _TOPR(b, t, log_ratio, positive_weight, negative_weight, low, high, split_on_scores):
     if (b.extras["scores"][t] if split_on_scores else b.A[t]) > 0:
         return -positive_weight * b.A[t] * b.lp[t]
-    return -negative_weight * min(max(math.exp(value(log_ratio[t])), low), high) * b.A[t] * b.lp[t]
+    return -negative_weight * min(max(float(torch.exp(log_ratio[t].detach())), low), high) * b.A[t] * b.lp[t]
 
 
 def _NegativeLogLikelihood(b, t, log_ratio):

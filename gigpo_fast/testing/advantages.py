@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import checks
 from ..reference.advantage import gigpo_advantages
-from .report import VALUE_FACTOR, Comparison, Report, chosen, compared, judged
+from .report import VALUE_FACTOR, Comparison, Report, WrongReturn, chosen, compared, judged
 
 _QUANTITIES = ("advantages", "episode", "step", "step_returns")
 _ROUNDINGS = {torch.float64: 512.0}  # plain torch in float64 differs from the reference by a few roundings, too
@@ -49,6 +49,7 @@ ADVANTAGE_CASES: dict[str, Callable[[SimpleNamespace], object]] = {
     "huge and negative labels": _huge_labels,
     "equal rewards": _equal,
     "one trajectory a task": lambda b: setattr(b, "group", b.trajectory.clone()),
+    "a task with one trajectory beside others": lambda b: b.group.masked_fill_(b.trajectory == 0, 99),
     "one anchor for all": lambda b: b.anchor.fill_(0),
     "no anchor twice": lambda b: setattr(b, "anchor", torch.arange(len(b.rewards), device="cpu")),
     "success or nothing": lambda b: setattr(b, "rewards", (b.rewards > 1.5).to(b.rewards.dtype)),
@@ -56,28 +57,45 @@ ADVANTAGE_CASES: dict[str, Callable[[SimpleNamespace], object]] = {
     "invalid rows hold NaN": _invalid,
 }  # fmt: skip
 
+# What usually makes advantages fail a case.
+HINTS = {
+    "rows in time order": "the standard deviation's n - 1 (ddof), a missing discount, or rows counted where trajectories are meant",
+    "rows in any order, with steps": "returns along the rows as they stand: sort by step within the trajectory",
+    "huge and negative labels": "labels used as indices: number them first",
+    "equal rewards": "a mean of equal numbers that is not that number, divided by a tiny deviation",
+    "one trajectory a task": "a group of one: it has nothing to be compared with, so its advantage is 0",
+    "a task with one trajectory beside others": "a group of one: it has nothing to be compared with, so its advantage is 0",
+    "one anchor for all": "states of different tasks compared: the group belongs to the state's label",
+    "no anchor twice": "a state seen once: it is compared with itself, so its advantage is 0",
+    "success or nothing": "a deviation of 0 that divides",
+    "large common reward": "a variance as mean of squares less square of the mean",
+    "invalid rows hold NaN": "invalid rows multiplied by 0: NaN * 0 is NaN; use torch.where before anything else",
+}
+
 
 def check_advantages(
     fn: Callable[..., Any],
     *,
     gamma: float = 0.95,
-    scale: str | None = None,
+    scale: str | None | tuple[str | None, ...] = (None, "std"),
     dtypes: Iterable[torch.dtype] = (torch.float64, torch.float32),
     cases: Iterable[str] | None = None,
     device: torch.device | str = "cpu",
 ) -> Report:
-    """Compare GiGPO advantages (default statistics) with the reference; raise AssertionError with one line for each wrong quantity.
+    """Compare GiGPO advantages (default statistics) with the reference; raise AssertionError with one line for each mistake.
 
-    `fn` is called as fn(rewards, trajectory, group, anchor, gamma=gamma), with scale="std" if `scale` says so, and with step= and
+    `fn` is called as fn(rewards, trajectory, group, anchor, gamma=gamma), with scale="std" where `scale` says so (by default without
+    it and with it; None for a function that has no scale), and with step= and
     valid= where a case has them. It returns the advantages (S,), or an object with `.advantages` and perhaps `.episode`, `.step`
     and `.step_returns`, which are then compared as well. `cases` picks from ADVANTAGE_CASES by name.
     """
     comparisons: list[Comparison] = []
     checks.process("check_advantages")
     for name in chosen("check_advantages", ADVANTAGE_CASES, cases):
-        for dtype in dtypes:
-            comparisons += _compare(fn, gamma, scale, name, dtype, torch.device(device))
-    return judged("check_advantages", comparisons)
+        for each in scale if isinstance(scale, tuple) else (scale,):
+            for dtype in dtypes:
+                comparisons += _compare(fn, gamma, each, name, dtype, torch.device(device))
+    return judged("check_advantages", comparisons, HINTS)
 
 
 def _draw(name: str) -> SimpleNamespace:
@@ -96,7 +114,8 @@ def _draw(name: str) -> SimpleNamespace:
 
 
 def _compare(fn, gamma: float, scale: str | None, name: str, dtype: torch.dtype, device: torch.device) -> list[Comparison]:
-    b, case = _draw(name), f"{name}, {str(dtype).removeprefix('torch.')}"
+    said = "" if scale is None else f", scale={scale!r}"
+    b, case = _draw(name), f"{name}{said}, {str(dtype).removeprefix('torch.')}"
     rewards = b.rewards.to(dtype)
     keywords: dict[str, Any] = {key: getattr(b, key) for key in ("step", "valid") if getattr(b, key) is not None}
     labels = (b.trajectory, b.group, b.anchor)
@@ -107,6 +126,11 @@ def _compare(fn, gamma: float, scale: str | None, name: str, dtype: torch.dtype,
         result = fn(rewards.to(device), *(label.to(device) for label in labels), gamma=gamma, **moved)
     except Exception as error:  # noqa: BLE001 - whatever fn raises is a finding
         return [Comparison(case, f"raised {type(error).__name__}: {error}", math.inf, 0.0)]
+    if not isinstance(getattr(result, "advantages", result), Tensor):
+        raise WrongReturn(
+            "check_advantages: fn must return a tensor of advantages, or an object with .advantages, "
+            f"got {type(result).__name__} {checks.describe(result)}; torch.tensor makes one of a list"
+        )
     found = (
         {"advantages": result} if isinstance(result, Tensor) else {key: getattr(result, key) for key in _QUANTITIES if hasattr(result, key)}
     )

@@ -62,6 +62,24 @@ LOSS_CASES: dict[str, tuple[tuple[int, ...], Callable[[SimpleNamespace], object]
     "bias, scale, softcap, temperature": (_SHAPE, _head),
     "large logits": (_SHAPE, lambda b: b.weight.mul_(16)),  # to 100: low-precision logits lose a tenth of a probability there
 }
+# What usually makes a loss fail a case.
+HINTS = {
+    "all tokens trained": "a sign (of the loss, the clip or the KL), a bound, or a missing detach",
+    "holes and an empty row": "a mean over every slot: divide by mask.sum(), not by mask.numel() or a mean over columns",
+    "as many rows as columns": "something broadcast along the wrong dimension",
+    "on-policy": "old_log_probs=None: the ratio is 1 and its gradient flows, exp(log_probs - log_probs.detach())",
+    "extreme log-ratios": "exp of an unbounded log-ratio: clamp it to +-20 before exp",
+    "zero advantages": "a gradient where the advantage is 0, or torch.maximum's half gradients at a tie",
+    "garbage at untrained tokens": "a mask that is multiplied: NaN * 0 is NaN; use torch.where before anything else",
+    "two long rows": "a mean of rows' means where the mean over tokens is meant, or the other way round",
+    "one token": "a standard deviation or a mean that leaves no value for one token",
+    "nothing trained": "0 / 0: clamp the denominator to at least 1",
+    "given denominator": "a denominator that is counted here although one is given",
+    "packed": "rows taken for sequences: packed tokens are (N,)",
+    "sequences that are not rows": "rows taken for sequences: sequence_ids says what one is",
+    "bias, scale, softcap, temperature": "one of the head's features left out, or in another order",
+    "large logits": "logits rounded to the operands' dtype: multiply into float32",
+}
 HEAD_CASES = ("bias, scale, softcap, temperature", "large logits")  # for losses that take a head
 
 

@@ -15,8 +15,8 @@ from ..recipes import recipe
 from ..reference.logprob import token_log_probs
 from ..reference.loss import policy_loss
 from .described import described
-from .loss_cases import HEAD_CASES, LOSS_CASES, draw, spoil
-from .report import GRADIENT_FACTOR, VALUE_FACTOR, Comparison, Report, chosen, compared, judged
+from .loss_cases import HEAD_CASES, HINTS, LOSS_CASES, draw, spoil
+from .report import GRADIENT_FACTOR, VALUE_FACTOR, Comparison, Report, WrongReturn, chosen, compared, judged
 
 _UPSTREAM = 3.0  # the loss is multiplied by it before the backward: an upstream gradient that is dropped shows
 # The floor, in roundings of the largest entry. In float64 both sides round alike and plain torch's error against itself is 0.
@@ -33,12 +33,13 @@ def check_loss(
     cases: Iterable[str] | None = None,
     device: torch.device | str = "cpu",
 ) -> Report:
-    """Compare a loss and its gradients with the reference; raise AssertionError with one line for each wrong quantity.
+    """Compare a loss and its gradients with the reference; raise AssertionError with one line for each mistake.
 
     `fn` is called as fn(log_probs, advantages, mask, ...), or with `linear` as fn(hidden, head, token_ids, advantages, mask, ...),
     with those keywords of loss.policy_loss that the case and the objective need, and returns a 0-dim tensor or an object with
     `.loss`. `objective` says what fn computes (default recipes.recipe("grpo").objective); fn itself is not given it.
-    `cases` picks from LOSS_CASES by name, for a function that lacks a feature. A line reads: case, quantity, error, allowed.
+    `cases` picks from LOSS_CASES by name, for a function that lacks a feature. A line reads: case, dtypes, quantity, got, expected, and
+    what usually causes it. A result of another type is named before anything is compared.
     Raises TypeError for an objective with blocks that the reference does not know.
     """
     checks.process("check_loss")
@@ -50,7 +51,7 @@ def check_loss(
         for dtype in dtypes:
             with torch.inference_mode(False), torch.enable_grad():  # gradients are compared, whatever the caller's mode
                 comparisons += _compare(fn, objective, plain_objective, linear, name, dtype, torch.device(device))
-    return judged("check_loss", comparisons)
+    return judged("check_loss", comparisons, HINTS)
 
 
 def _compare(fn, objective, plain_objective, linear: bool, name: str, dtype: torch.dtype, device: torch.device) -> list[Comparison]:
@@ -87,6 +88,8 @@ def _compare(fn, objective, plain_objective, linear: bool, name: str, dtype: tor
     plain, plain_gradients = reference(leaves, compute, None if dtype == compute else dtype)
     try:
         loss, found = _call(fn, leaves, tokens, extras, batch, objective, linear, device)
+    except WrongReturn:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever fn raises is a finding
         return [Comparison(case, f"raised {type(error).__name__}: {error}", math.inf, 0.0)]
     rounding = _ROUNDINGS.get(dtype, _FEW) * torch.finfo(compute).eps / 2
@@ -155,6 +158,9 @@ def _call(fn, leaves, tokens, extras, batch, objective, linear: bool, device: to
             keywords["entropy"] = own["entropy"]
         result = fn(own["log_probs"], advantages, mask, **keywords)
     loss = getattr(result, "loss", result)
+    if not isinstance(loss, Tensor) or loss.dim() != 0:
+        raise WrongReturn("check_loss: fn must return a 0-dim tensor, or an object with .loss that is one, "
+                          f"got {type(result).__name__} {checks.describe(loss)}; sum what it has of each token")  # fmt: skip
     (_UPSTREAM * loss).backward()
     if "entropy" in own and own["entropy"].grad is None:  # read by a mask alone: its gradient is 0
         own["entropy"].grad = torch.zeros_like(own["entropy"])

@@ -1,7 +1,7 @@
 """What was compared, and the verdict: an AssertionError that lists every wrong quantity, or a report of one line."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,10 @@ from .. import checks
 VALUE_FACTOR, GRADIENT_FACTOR = 2.0, 3.0  # how many times plain torch's own error
 
 
+class WrongReturn(AssertionError):
+    """What was called returned something else than what can be compared."""
+
+
 class Comparison(NamedTuple):
     """One quantity of one case."""
 
@@ -19,6 +23,9 @@ class Comparison(NamedTuple):
     quantity: str
     error: float  # largest difference from the float64 reference
     allowed: float
+    got: float = math.nan  # where the error is largest, and what the reference has there
+    expected: float = math.nan
+    place: tuple[int, ...] = ()
 
     @property
     def share(self) -> float:
@@ -68,21 +75,46 @@ def compared(
     """The error of `got` against `oracle`; allowed are `factor` times plain torch's error and `floor`."""
     if not isinstance(got, Tensor) or got.shape != oracle.shape or got.dtype != dtype:
         return Comparison(case, f"{quantity} must be {tuple(oracle.shape)} {dtype}, got {checks.describe(got)}", math.inf, 0.0)
-    return Comparison(case, quantity, distance(got, oracle), factor * distance(plain, oracle) + floor)
+    error, place = distance(got, oracle)
+    values = (float(got.detach()[place]), float(oracle.detach()[place])) if oracle.numel() else (0.0, 0.0)
+    return Comparison(case, quantity, error, factor * distance(plain, oracle)[0] + floor, *values, place)
 
 
-def distance(value: Tensor, oracle: Tensor) -> float:
-    """The largest absolute difference; NaN if there is one."""
-    difference = value.detach().cpu().double() - oracle.detach().cpu().double()
-    return float(difference.abs().max()) if difference.numel() else 0.0
+def distance(value: Tensor, oracle: Tensor) -> tuple[float, tuple[int, ...]]:
+    """The largest absolute difference and its place; NaN if there is one. Where the reference is infinite or NaN, so must the value be."""
+    value, oracle = value.detach().cpu().double(), oracle.detach().cpu().double()
+    if not oracle.numel():
+        return 0.0, ()
+    same = (value == oracle) | (value.isnan() & oracle.isnan())
+    difference = torch.where(same, 0.0, (value - oracle).abs())
+    flat = int(torch.where(difference.isnan(), math.inf, difference).argmax())
+    place = tuple(int(index) for index in torch.unravel_index(torch.tensor(flat, device="cpu"), oracle.shape)) if oracle.dim() else ()
+    return float(difference[place]), place
 
 
-def judged(function: str, comparisons: list[Comparison]) -> Report:
-    """A report if everything is right, else an AssertionError."""
+def judged(function: str, comparisons: list[Comparison], hints: Mapping[str, str] = {}) -> Report:
+    """A report if everything is right, else an AssertionError with one line a mistake, whatever the number of dtypes that show it."""
     wrong = [comparison for comparison in comparisons if comparison.share > 1]
-    if wrong:
-        lines = [f"  {c.case}: {c.quantity}: error {c.error:.3g}, allowed {c.allowed:.3g}" for c in wrong]
-        raise AssertionError(
-            f"{function}: {len(wrong)} of {len(comparisons)} comparisons with the reference are wrong\n" + "\n".join(lines)
-        )
-    return Report(tuple(comparisons))
+    if not wrong:
+        return Report(tuple(comparisons))
+    mistakes: dict[tuple[str, str], list[Comparison]] = {}
+    for comparison in wrong:
+        name = comparison.case.rpartition(", ")[0] or comparison.case
+        mistakes.setdefault((name, comparison.quantity.partition(" must be ")[0]), []).append(comparison)
+    lines, hinted = [], set()
+    for (name, _), found in mistakes.items():
+        dtypes = ", ".join(c.case.rpartition(", ")[2] for c in found if c.case != name)
+        lines.append(f"  {name}{dtypes and f' ({dtypes})'}: {_told(found[0])}")
+        base = name.partition(", scale")[0]
+        if base in hints and base not in hinted:  # once a case
+            hinted.add(base)
+            lines[-1] += f"; usually {hints[base]}"
+    count = f"{len(wrong)} of {len(comparisons)} comparisons with the reference are wrong, {len(mistakes)} mistakes"
+    raise AssertionError(f"{function}: {count}\n" + "\n".join(lines))
+
+
+def _told(c: Comparison) -> str:
+    if math.isinf(c.error) and math.isnan(c.got):
+        return c.quantity  # it raised, or has another shape or dtype
+    place = f" at {list(c.place)}" if c.place else ""
+    return f"{c.quantity}: got {c.got:.6g}, expected {c.expected:.6g}{place} (error {c.error:.3g}, allowed {c.allowed:.3g})"
