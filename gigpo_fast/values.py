@@ -11,6 +11,11 @@ _FIX = "mask such tokens out, or find where they come from"
 _ROUNDING = 0.01  # a log-prob above 0 by less is the rounding of a certain token
 
 
+def all_finite(values: Tensor) -> bool:
+    """True if every value is finite; False where that is to be looked at one by one, as where only their sum is infinite."""
+    return math.isfinite(values.detach().sum().item())
+
+
 def check_finite(function: str, name: str, values: Tensor, mask: Tensor, *, where: str = "at trained tokens") -> tuple[float, float]:
     """Refuse NaN and infinity where the mask is True; the range of the values and of 0, which stands at the others."""
     low, high = value_range(values, mask)

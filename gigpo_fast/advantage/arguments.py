@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import checks
 from ..arrays import as_tensor, is_array
+from ..values import all_finite
 
 _SHOWN = 8  # rows named in a message
 
@@ -35,7 +36,7 @@ def scores(function: str, name: str, value: Any, valid: Tensor) -> Tensor:
     if value.is_complex():
         checks.fail(function, name, "real", value, "pass one real score a row", error=TypeError)
     values = torch.where(valid, value.detach(), 0).to(torch.float64)
-    if checks.values_wanted(values):
+    if checks.values_wanted(values) and not all_finite(values):
         fail_at(
             function,
             name,

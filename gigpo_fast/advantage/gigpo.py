@@ -71,7 +71,7 @@ def gigpo_advantages(
         arguments.labels(function, name, label, counted)
         for name, label in (("trajectory", trajectory), ("group", group), ("anchor", anchor))
     )
-    if checks.values_wanted(state, counted):
+    if state.shape[0] and checks.values_wanted(state, counted) and int(state.min()) <= -1:
         arguments.fail_at(
             function,
             "anchor",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..values import all_finite
 
 
 class Layout(NamedTuple):
@@ -119,7 +120,7 @@ def token_values(function: str, name: str, value: Tensor, mask: Tensor) -> Tenso
     if value.is_complex():
         checks.fail(function, name, "real", value, "pass one real number a token", error=TypeError)
     values = torch.where(mask, value.detach(), 0).to(torch.float64)
-    if checks.values_wanted(values) and not bool(values.isfinite().all()):
+    if checks.values_wanted(values) and not all_finite(values) and not bool(values.isfinite().all()):
         wrong = (~values.isfinite()).nonzero()
         where = ", ".join(str(place.tolist()) for place in wrong[:4])
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""

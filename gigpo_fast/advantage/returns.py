@@ -90,7 +90,11 @@ def first_rows(timeline: Timeline) -> Tensor:
 
 def _check_steps(function: str, order: Tensor, segment: Tensor, step: Tensor, counted: Tensor) -> None:
     ordered = step.index_select(0, order)
-    repeats = (segment[1:] == segment[:-1]) & (ordered[1:] == ordered[:-1]) & counted[1:] & counted[:-1]
+    repeats = ordered[1:] == ordered[:-1]
+    repeats &= segment[1:] == segment[:-1]
+    if not bool(repeats.any()):
+        return
+    repeats &= counted[1:] & counted[:-1]
     wrong = torch.zeros_like(counted)
     wrong[1:] |= repeats
     wrong[:-1] |= repeats

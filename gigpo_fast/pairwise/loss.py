@@ -8,7 +8,7 @@ from ..constants import constant
 from ..head import Head
 from ..inference import takes_inference_tensors
 from ..objective.policy import with_nan
-from ..values import check_finite
+from ..values import all_finite, check_finite
 from . import metrics
 from .metrics import PairwiseOutput
 from .objective import PairwiseObjective
@@ -196,9 +196,9 @@ def _check_values(function, live, given, score, targets, weights) -> None:
     used = live[:, None] if score.dim() == 2 else live
     of_responses = dict(zip(("log_probs", "ref_log_probs", "previous_log_probs", "lengths"), given))
     for name, value in {**of_responses, "targets": targets, "weights": weights}.items():
-        if value is not None:
+        if value is not None and not all_finite(value):
             check_finite(function, name, value, used if name in of_responses else live, where="in every comparison that counts")
-    if not bool(torch.where(used, score.detach(), 0).isfinite().all()):
+    if not all_finite(score) and not bool(torch.where(used, score.detach(), 0).isfinite().all()):
         place = (used & ~score.isfinite()).nonzero()[0].tolist()
         value, lengths = given[0].detach()[tuple(place)], given[3]
         empty = lengths is not None and bool(lengths[tuple(place)] == 0)

@@ -6,6 +6,7 @@ from torch import Tensor
 from .. import checks
 from ..advantage import arguments
 from ..advantage.multi_objective import weight_vector
+from ..values import all_finite
 
 
 def weighted_sum(
@@ -30,7 +31,7 @@ def weighted_sum(
         scored = torch.ones(rewards.shape, dtype=torch.bool, device=rewards.device)
     checks.mask(function, scored, tuple(rewards.shape), rewards.device, name="scored")
     values = torch.where(scored, rewards.detach(), 0).to(torch.float64)
-    if checks.values_wanted(values):
+    if checks.values_wanted(values) and not all_finite(values):
         fix = "set scored=False where a row has no such reward, or correct the reward function"
         arguments.fail_at(function, "rewards", ~values.isfinite().all(1), "finite where scored", "not finite", fix)
     return (values * factors).sum(1).to(arguments.result_dtype(rewards))

@@ -6,6 +6,7 @@ from torch import Tensor
 from .. import checks
 from ..advantage import arguments
 from ..collectives import reduce_in_place
+from ..values import all_finite
 
 
 def ensemble_mean(
@@ -69,7 +70,7 @@ def worst_population(
     if valid is not None:
         used = checks.mask(function, valid, rewards.shape[:1], rewards.device, name="valid")
     values = torch.where(used.unsqueeze(1), rewards.detach(), 0).to(torch.float64)
-    if checks.values_wanted(values):
+    if checks.values_wanted(values) and not all_finite(values):
         arguments.fail_at(function, "rewards", ~values.isfinite().all(1), "finite in valid rows", "not finite", "set valid=False there")
     totals = reduce_in_place(torch.cat([values.sum(0), used.sum().to(torch.float64).unsqueeze(0)]), process_group)
     means = totals[:-1] / totals[-1].clamp(min=1.0)
