@@ -30,6 +30,7 @@ LEVELS = {
     "settings": 1,
     "backend": 1,
     "inference": 1,
+    "native_memory": 1,
     "once": 1,
     "metrics": 1,
     "collectives": 1,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .. import backend
+from .. import backend, native_memory
 from ..segments import segment_max
 from .transitions import Transitions
 
@@ -31,7 +31,7 @@ def success_distances(edges: Transitions) -> Tensor:  # (S,) float64
 def shortest_paths(source: Tensor, target: Tensor, goals: Tensor, size: int) -> Tensor:
     """(size,) int64: moves from each state to success, given edges source -> target (E,) and the states one move away; -1: no path."""
     if backend.choose(source.device) == "native":
-        return torch.ops.gigpo_fast_C.graph_distances(source, target, goals, size)
+        return native_memory.call("success_distances", torch.ops.gigpo_fast_C.graph_distances, source, target, goals, size)
     order = torch.argsort(target, stable=True)
     starts = torch.searchsorted(target[order], torch.arange(size + 1, device=target.device))
     distance = torch.full((size,), -1, dtype=torch.int64, device=target.device)

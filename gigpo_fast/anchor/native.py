@@ -6,7 +6,7 @@ import functools
 import torch
 from torch import Tensor
 
-from .. import backend
+from .. import backend, native_memory
 from ..once import once
 from ..types import StateGroups
 from .hash_key import HashKey
@@ -18,7 +18,7 @@ def group(rows: Packed | FixedWidth, labels: Tensor | None, *, bytes_decide: boo
     fixed = isinstance(rows, FixedWidth)
     shape = (rows.count, rows.width, None, None) if fixed else (rows.starts.numel(), 0, rows.starts.contiguous(), rows.lengths.contiguous())
     labels = None if labels is None else labels.contiguous()
-    return StateGroups(*_operators().group_packed(rows.data, *shape, labels, *key, bytes_decide))
+    return StateGroups(*native_memory.call("group_states", _operators().group_packed, rows.data, *shape, labels, *key, bytes_decide))
 
 
 def group_list(items: list, labels: Tensor | None, *, bytes_decide: bool, key: HashKey) -> StateGroups | None:
@@ -26,7 +26,8 @@ def group_list(items: list, labels: Tensor | None, *, bytes_decide: bool, key: H
     ids = torch.empty(len(items), dtype=torch.int64, device="cpu")
     labels = None if labels is None else labels.contiguous()
     group_them, describe_them = _functions()
-    found = group_them(items, None if labels is None else labels.data_ptr(), ids.data_ptr(), *key, bytes_decide)
+    place = None if labels is None else labels.data_ptr()
+    found = native_memory.call("group_states", group_them, items, place, ids.data_ptr(), *key, bytes_decide)
     if found < 0:
         return None
     first_row, counts = ids.new_empty(found), ids.new_empty(found)

@@ -4,7 +4,7 @@ from itertools import accumulate
 
 import torch
 
-from .. import backend
+from .. import backend, native_memory
 
 
 def first_fit(texts: list[str], tasks: list[int], threshold: float) -> list[int]:
@@ -12,7 +12,8 @@ def first_fit(texts: list[str], tasks: list[int], threshold: float) -> list[int]
     assert backend.why_not_native(torch.device("cpu")) is None  # which also loads the library
     offsets = torch.tensor([0, *accumulate(map(len, texts))], dtype=torch.int64, device="cpu")
     labels = torch.tensor(tasks, dtype=torch.int64, device="cpu")
-    return torch.ops.gigpo_fast_C.first_fit(code_points(texts), offsets, labels, threshold).tolist()
+    arguments = (code_points(texts), offsets, labels, threshold)
+    return native_memory.call("group_similar_states", torch.ops.gigpo_fast_C.first_fit, *arguments).tolist()
 
 
 def code_points(texts: list[str]) -> torch.Tensor:

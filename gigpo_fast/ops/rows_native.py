@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backend, checks
+from .. import backend, checks, native_memory
 from ..once import once
 
 _CPU = torch.device("cpu")
@@ -37,7 +37,7 @@ def rows_forward(
     n = _matrix(name, "logits", logits).shape[0]
     compute = checks.compute_dtype(logits.dtype)
     ids = _per_row(name, "token_ids", token_ids, n, torch.int64)
-    *found, squared = _ops().rows_forward(logits, ids, _per_row(name, "scale", scale, n, compute), float(tanh_in))
+    *found, squared = native_memory.call(name, _ops().rows_forward, logits, ids, _per_row(name, "scale", scale, n, compute), float(tanh_in))
     return *found, squared if squares else None
 
 
@@ -75,7 +75,7 @@ def rows_backward(
     lse = checks.tensor(name, "lse", lse, shape=(m, 2), dtypes=(compute,), device=_CPU, fix="pass what rows_forward returned").contiguous()
     ids = _per_row(name, "token_ids", token_ids, m, torch.int64)
     source = None if source_rows is None else _per_row(name, "source_rows", source_rows, m, torch.int64)
-    _ops().rows_backward(logits, ids, scale, float(tanh_in), lse, *rest, source, out)
+    native_memory.call(name, _ops().rows_backward, logits, ids, scale, float(tanh_in), lse, *rest, source, out)
 
 
 def _matrix(function: str, name: str, value: Tensor) -> Tensor:

@@ -5,29 +5,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backend
+from .. import backend, native_memory
 from ..once import once
 
 
 def sort_segments(labels: list[Tensor], within: list[Tensor]) -> tuple[Tensor, Tensor]:
     """(order, segment), both (S,) int64, by a radix sort over the bits that the keys use."""
-    return _ops().segments_sort([key.contiguous() for key in labels], [key.contiguous() for key in within])
+    return native_memory.call(
+        "sort_segments", _ops().segments_sort, [key.contiguous() for key in labels], [key.contiguous() for key in within]
+    )
 
 
 def discounted_sums(values: Tensor, counted: Tensor, order: Tensor, segment: Tensor, powers: list[float]) -> Tensor:
     """(S,) float64 by row."""
     powers = torch.tensor(powers, dtype=torch.float64, device="cpu")
-    return _ops().segments_discounted_sums(values.contiguous(), counted.contiguous(), order, segment, powers)
+    return native_memory.call(
+        "discounted_sums", _ops().segments_discounted_sums, values.contiguous(), counted.contiguous(), order, segment, powers
+    )
 
 
 def segment_totals(values: Tensor, counted: Tensor, order: Tensor, segment: Tensor) -> Tensor:
     """(S,) float64 by row."""
-    return _ops().segments_totals(values.contiguous(), counted.contiguous(), order, segment)
+    return native_memory.call("segment_totals", _ops().segments_totals, values.contiguous(), counted.contiguous(), order, segment)
 
 
 def segment_moments(values: Tensor, counted: Tensor, order: Tensor, segment: Tensor, ddof: int) -> tuple[Tensor, ...]:
     """(count, mean, std, flat, number), each (S,) by row."""
-    return _ops().segments_moments(values.contiguous(), counted.contiguous(), order, segment, ddof)
+    return native_memory.call("segment_moments", _ops().segments_moments, values.contiguous(), counted.contiguous(), order, segment, ddof)
 
 
 @once
