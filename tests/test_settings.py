@@ -213,3 +213,13 @@ def test_recipes_are_listed_and_typed():
 def test_an_unknown_recipe_is_told_the_nearest_names(name):
     with pytest.raises(ValueError, match="recipe: name must be that of a recipe, got .*; the nearest are '[a-z0-9_]+', '[a-z0-9_]+', '[a-z0-9_]+', recipes.names"):
         recipe(name)
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_whatever_has_settings_can_be_a_key(name):
+    found = recipe(name)
+    same = found._replace()
+    assert same == found and hash(same) == hash(found) and {found: 1}[same] == 1
+    assert len({found.objective, found.advantages, found.rewards, found.second}) >= 2
+    scheduled = blocks.Scheduled(PolicyObjective(divergence=KLPenalty(0.1)), {"divergence.coefficient": blocks.Linear(0.1, 0, 10)})
+    assert {scheduled: 1}[dataclasses.replace(scheduled)] == 1

@@ -89,6 +89,9 @@ class Scheduled:
     objective: PolicyObjective
     schedules: Mapping[str, Schedule]
 
+    def __hash__(self) -> int:  # a mapping has none
+        return hash((self.objective, tuple(sorted(self.schedules))))
+
     def __call__(self, step: int) -> PolicyObjective:
         """The objective with every scheduled number at its value of this step."""
         found = self.objective

@@ -31,6 +31,9 @@ class Use:
     function: str
     settings: Mapping[str, Any]
 
+    def __hash__(self) -> int:  # a mapping has none
+        return hash((self.module, self.function, tuple(sorted(self.settings))))
+
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         module = importlib.import_module(f"..{self.module}", __package__)
         return getattr(module, self.function)(*arguments, **{**self.settings, **keywords})
@@ -46,6 +49,9 @@ class Recipe(NamedTuple):
     rewards: Callable | None = None  # the shaping of gigpo_fast.reward that comes before, with the recipe's settings
     schedules: Mapping[str, Callable[[int], float]] = {}
     second: PolicyObjective | None = None  # of a second batch, whose loss is added (pretraining text, samples without labels)
+
+    def __hash__(self) -> int:  # schedules are a mapping, which has none
+        return hash((self.name, self.objective, self.advantages, self.rewards, self.second))
 
 
 class PolicyRecipe(Recipe):
