@@ -113,7 +113,7 @@ PITFALLS = {
             "test_logprob_upstream.py::test_low_precision_gradients_are_rounded_once",
         ),
     ),
-    14: Pitfall("operands widened to float32 to be safe", ("test_passes.py::test_low_precision_operands_stay_low_on_a_gpu",)),
+    14: Pitfall("operands widened to float32 to be safe", ("test_gemm.py::test_low_precision_operands_stay_low_on_a_gpu",)),
     15: Pitfall(
         "forward and backward, or two passes of one policy, see different logits",
         (
