@@ -7,11 +7,13 @@ import argparse
 import math
 import pathlib
 import sys
+import textwrap
 from collections.abc import Iterable
 
 from bench.records import FOLDER, OURS, Machine, Record, read
 
 COLUMNS = 3
+LETTERS_OF_A_COLUMN = 60  # of a title: 5.5 inches
 
 
 def latest(rows: Iterable[tuple[Machine, Record]]) -> list[tuple[Machine, Record]]:
@@ -48,15 +50,18 @@ def _figure(path: pathlib.Path, rows: list[tuple[Machine, Record]], panel) -> pa
     columns = min(COLUMNS, len(shapes))
     lines = math.ceil(len(shapes) / columns)
     most = max(map(len, shapes.values()))
-    figure, axes = plt.subplots(lines, columns, figsize=(5.5 * columns, lines * (1.2 + 0.3 * most)), squeeze=False, layout="constrained")
+    height = 0.3 + lines * (1.4 + 0.3 * most)
+    figure, axes = plt.subplots(lines, columns, figsize=(5.5 * columns, height), squeeze=False, layout="constrained")
     for axis in axes.flat[len(shapes) :]:
         axis.set_visible(False)
     for axis, (shape, records) in zip(axes.flat, shapes.items()):
         first = records[0]
-        axis.set_title(f"{shape}: {first.tokens} tokens, H {first.hidden}, V {first.vocabulary}, {first.dtype}", fontsize=9)
+        title = f"{shape}: {first.tokens} tokens, H {first.hidden}, V {first.vocabulary}, {first.dtype}"
+        axis.set_title(textwrap.fill(title, LETTERS_OF_A_COLUMN - 10), fontsize=9)
         panel(axis, records)
     where = max((where for where, _ in rows), key=lambda where: where.date)
-    figure.suptitle(f"{rows[0][1].problem}: {where.device}, torch {where.torch}, {where.date[:10]}, commit {where.commit}", fontsize=10)
+    title = f"{rows[0][1].problem}: {where.device}, torch {where.torch}, {where.date[:10]}, commit {where.commit}"
+    figure.suptitle(textwrap.fill(title, columns * LETTERS_OF_A_COLUMN), fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
@@ -81,7 +86,7 @@ def _memory(axis, records: list[Record]) -> None:
         axis.set_xlim(0, 1.3e3 * max(row.seconds for row in known))  # room for the names
         axis.set_ylim(0, 1.2 * max(max(row.peak_bytes for row in known) / 2**20, 1))
     axis.set_xlabel("ms, forward and backward", fontsize=8)
-    axis.set_ylabel("MiB at the peak, gradients included", fontsize=8)
+    axis.set_ylabel("MiB at the peak", fontsize=8)
     axis.tick_params(labelsize=8)
 
 
