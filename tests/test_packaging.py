@@ -222,6 +222,23 @@ def test_optional_packages_are_optional():
     assert ran.stdout.splitlines()[-1] == "ran"
 
 
+WITHOUT_NUMPY = ("test_advantage.py", "test_anchor_normalise.py", "test_reward.py", "test_segments.py")
+
+
+def test_only_numpy_inputs_need_numpy():
+    """Whole files of tests where NumPy cannot be found: only tests that hand arrays over may mind."""
+    code = f"""
+    import pytest, sys
+    files = [f"tests/{{name}}" for name in {WITHOUT_NUMPY!r}]
+    options = ["-q", "-k", "not numpy and not array", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:benchmark"]
+    code = pytest.main([*options, *files])
+    assert "numpy" not in sys.modules
+    sys.exit(code)
+    """
+    ran = _python(BLOCK + textwrap.dedent(code), OMP_NUM_THREADS="1")
+    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-1000:]
+
+
 def test_import_is_cheap_and_does_nothing():
     ran = _python(
         """
