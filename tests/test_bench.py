@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from bench import exact, measure, peers, plots, records, report, shapes, timing
+from bench import exact, measure, peers, records, report, shapes, timing
 from bench.peers import Peer
 from bench.problems import PROBLEMS
 
@@ -287,7 +287,7 @@ def test_compiled_peers_skip_without_a_compiler(monkeypatch):
         PROBLEMS[shapes.LINEAR].peers["compiled"].load(AGENT, CPU)
 
 
-# records, table, plots
+# records, table
 
 
 def test_rows_are_written_and_read_back(tmp_path):
@@ -317,51 +317,6 @@ def test_the_table_has_ours_first_and_the_losing_ratios():
     lines = report.table([row(), row(peer="faster", ratio=0.8), row(peer="gigpo_fast", ratio=1.0), row(problem="other")])
     assert [line.split()[0] for line in lines if line.startswith("  ")] == ["gigpo_fast", "faster", "eager", "eager"]
     assert "0.80x" in "\n".join(lines) and "50% trained, 70% of them active" in lines[1]
-
-
-def test_plots_come_from_the_csv_alone(tmp_path, capsys):
-    pytest.importorskip("matplotlib", reason="pip install matplotlib")
-    path = tmp_path / "cpu.csv"
-    shapes_and_peers = [(shape, peer) for shape in ("small", "dense", "agent", "more") for peer in ("gigpo_fast", "eager", "bare GEMMs")]
-    for ratio in (3.0, 1.5):  # two runs: the pictures show the last
-        made = [row(shape=shape, peer=peer, ratio=ratio, error_value=None if "GEMM" in peer else 0.0) for shape, peer in shapes_and_peers]
-        records.append(path, MACHINE, made)
-    assert {found.ratio for _, found in plots.latest(records.read(path))} == {1.5}
-    assert plots.main([str(path), "--out", str(tmp_path / "pictures")]) == 0
-    pictures = sorted((tmp_path / "pictures").iterdir())
-    assert [picture.name for picture in pictures] == ["cpu-linear_policy_loss-memory.png", "cpu-linear_policy_loss-ratios.png"]
-    assert all(picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 5000 for picture in pictures)
-    assert str(pictures[0]) in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("shapes_of_it", [1, 2, 4])
-def test_every_title_and_label_fits_into_its_picture(shapes_of_it, tmp_path, monkeypatch):
-    figure = pytest.importorskip("matplotlib.figure", reason="pip install matplotlib")
-    save, outside, seen = figure.Figure.savefig, [], []
-
-    def watched(self, *given, **named):
-        save(self, *given, **named)
-        self.canvas.draw()  # at the figure's own resolution, in which extents are told
-        for axis in self.axes:
-            texts = [axis.title, axis.xaxis.label, axis.yaxis.label, *(axis.get_yticklabels() if axis.patches else ())]
-            for text in [*texts, self._suptitle] if axis.get_visible() else ():
-                box, page = text.get_window_extent(), self.bbox
-                seen.append(text.get_text())
-                if box.width and not (page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1):
-                    outside.append(text.get_text())
-
-    monkeypatch.setattr(figure.Figure, "savefig", watched)
-    where = MACHINE._replace(device="Some(R) Processor(TM) of a Long Name @ 2.10GHz, 2 cores, AVX512", torch="2.13.0+cpu", commit="393d34592ccc-dirty")
-    for shape in ("small m0.25 a0.3 frozen", "dense", "agent", "more")[:shapes_of_it]:
-        records.append(tmp_path / "cpu.csv", where, [row(shape=shape, peer=peer) for peer in ("gigpo_fast", "eager", "bare GEMMs, idle rows forward only")])
-    assert plots.main([str(tmp_path / "cpu.csv")]) == 0
-    assert any("Processor" in text for text in seen) and not outside
-
-
-def test_plots_of_nothing_say_what_to_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(plots, "FOLDER", tmp_path)
-    assert plots.main([]) == 1
-    assert "run `make bench`" in capsys.readouterr().err
 
 
 # the suites themselves
