@@ -88,7 +88,8 @@ def distance(value: Tensor, oracle: Tensor) -> tuple[float, tuple[int, ...]]:
     same = (value == oracle) | (value.isnan() & oracle.isnan())
     difference = torch.where(same, 0.0, (value - oracle).abs())
     flat = int(torch.where(difference.isnan(), math.inf, difference).argmax())
-    place = tuple(int(index) for index in torch.unravel_index(torch.tensor(flat, device="cpu"), oracle.shape)) if oracle.dim() else ()
+    flat = torch.tensor(flat, dtype=torch.int64, device="cpu")
+    place = tuple(int(index) for index in torch.unravel_index(flat, oracle.shape)) if oracle.dim() else ()
     return float(difference[place]), place
 
 
