@@ -176,6 +176,17 @@ def test_autocast():
         assert mine <= 1.5 * theirs + 1e-3, name
 
 
+def test_autocast_of_the_reference_model():
+    """Policy and reference run in one precision, although accelerate prepares the reference before it gets its head call."""
+    trainer = run(FusedGRPOTrainer, steps=1, extra={"rollout_func": scripted_turns}, bf16=True, beta=0.1).trainer
+    seen = []
+    for model in (trainer.ref_model, trainer.model_wrapped):
+        layer = trainer.accelerator.unwrap_model(model).model.layers[0].mlp.down_proj
+        layer.register_forward_hook(lambda module, arguments, output: seen.append(output.dtype))
+        model(input_ids=torch.tensor([[4, 5, 6]]), head_call=lambda hidden, head, auxiliary: hidden)
+    assert seen == [torch.bfloat16, torch.bfloat16]
+
+
 def test_evaluation():
     from datasets import Dataset
 
