@@ -26,7 +26,7 @@ from gigpo_fast.objective import (
     Surrogate,
     TokenWeights,
 )
-from gigpo_fast.ops import gemm, passes, rows_torch
+from gigpo_fast.ops import gemm, passes, rows_torch, scaling
 from tests.loss_helpers import change, keywords_of, make_batch, run_linear, smallest_chunk
 from tests.tolerance import assert_same_bits, error
 
@@ -307,6 +307,7 @@ def test_with_a_plan_nothing_waits_for_a_gpu(objective, on_policy, monkeypatch):
     monkeypatch.setattr(passes, "rows_for", lambda device: rows_torch)
     monkeypatch.setattr("gigpo_fast.ops.fused_loss.scores_on_gpu_kernels", lambda device: True)
     monkeypatch.setattr("gigpo_fast.ops.fused_loss.twin_options", lambda objective: None)
+    monkeypatch.setattr("gigpo_fast.ops.linear_policy_loss.scale_", scaling.in_blocks_)  # a GPU's kernel reads the scalar itself
     b = make_batch((3, 40), trained=0.9)
     hidden, weight = b.hidden.requires_grad_(), b.weight.requires_grad_()
     keywords = keywords_of(b, objective, on_policy=on_policy) | {"objective": objective, "chunk_bytes": smallest_chunk(b)}
