@@ -46,6 +46,7 @@ OBJECTIVES = {
     "CPL cloning": PairwiseObjective(Logistic(), FREE, 0.2, nll=NegativeLogLikelihood(0.3, per_token=True, both=True)),
     "RPO": PairwiseObjective(nll=NegativeLogLikelihood(0.02)),
     "RPO per token": PairwiseObjective(nll=NegativeLogLikelihood(0.2, per_token=True)),
+    "APO-down": PairwiseObjective(Sigmoid(), beta=0.4, chosen_down=Sigmoid()),
     "forward KL": PairwiseObjective(Logistic(), Score(transform=ForwardKL()), 0.3),
     "reverse KL": PairwiseObjective(Logistic(), Score(transform=ReverseKL()), 0.3, rejected=0.5),
     "Jensen-Shannon": PairwiseObjective(Logistic(), Score(transform=JensenShannon()), 0.3),
@@ -85,4 +86,5 @@ def written(objective: PairwiseObjective) -> dict:
     score = {name: getattr(objective.score, name) for name in ("reference", "previous", "per_token")}
     score["transform"] = None if objective.score.transform is None else spec(objective.score.transform)
     nll = None if objective.nll is None else dataclasses.asdict(objective.nll)
-    return {"link": spec(objective.link), "score": score, "beta": objective.beta, "margin": objective.margin, "nll": nll}
+    found = {"link": spec(objective.link), "score": score, "beta": objective.beta, "margin": objective.margin, "nll": nll}
+    return found if objective.chosen_down is None else found | {"chosen_down": spec(objective.chosen_down)}

@@ -55,7 +55,28 @@ OTHERS = [
     Other("VESPO", ("vespo",), (*losses("vespo"), *WEIGHTS, *recorded("block/trl_policy_loss"))),
     Other("TIS", ("tis", "tis_sequence"), (*losses("tis"), *ROLLOUT)),
     Other("IcePop", ("icepop", "icepop_sequence"), (*losses("icepop"), *ROLLOUT)),
-    Other("DeepSeek-V3.2", ("deepseek_v32",), ("test_block_weightings.py::test_off_policy_sequences_lose_their_bad_actions",)),
+    Other(
+        "DeepSeek-V3.2",
+        ("deepseek_v32", "opsm"),
+        (
+            "test_block_weightings.py::test_off_policy_sequences_lose_their_bad_actions",
+            *losses("opsm"),
+            *recorded("estimators/slime_opsm_kept_sets"),
+        ),
+    ),
+    Other("prime-rl", ("prime_rl", "prime_rl_tv", "echo"), (*losses("prime_rl", "prime_rl_tv", "echo"), *recorded("block/prime_rl_loss"))),
+    Other("TRL", ("bnpo",), (*losses("bnpo"), *recorded("block/trl_policy_loss"))),
+    Other("rLLM", ("prpo",), (*advantages("prpo"), *recorded("estimators/rllm_art"))),
+    Other("AsymRE", ("asymre",), (*losses("asymre"), *advantages("asymre"), *recorded("estimators/trinity_advantage"))),
+    Other(
+        "Trinity-RFT",
+        ("opmd",),
+        (
+            *losses("opmd"),
+            *advantages("opmd", "opmd, soft"),
+            *recorded("block/trinity_loss", "estimators/trinity_advantage"),
+        ),
+    ),
     Other("M2PO", ("m2po",), ("test_block_weightings.py::test_second_moment", *recorded("block/areal_loss"))),
     Other(
         "DPPO",
@@ -86,5 +107,17 @@ OTHERS = [
     Other("KTO", ("kto",), (*SINGLE, "test_pairwise.py::test_kto_by_hand", *recorded("pairwise/trl_dpo"))),
     Other("BCO", ("bco",), (*SINGLE, *recorded("pairwise/trl_experimental_preference"))),
     Other("SPPO", ("sppo",), (*SINGLE, *recorded("pairwise/trl_dpo"))),
-    Other("APO", ("apo_zero",), (*SINGLE, *recorded("pairwise/trl_dpo"))),
+    Other("APO", ("apo_zero", "apo_down"), (*SINGLE, *pairs("apo_down"), *recorded("pairwise/trl_dpo"))),
+    Other("NCA", ("nca_pair",), ("test_recipes_pairs.py::test_nca_of_a_pair", *recorded("pairwise/trl_dpo"))),
+    Other(
+        "AOT",
+        ("aot", "aot_unpaired"),
+        (*pairs("aot", "aot_unpaired"), "test_recipes_pairs.py::test_aot_depends_on_the_whole_batch", *recorded("pairwise/trl_dpo")),
+    ),
+    Other(
+        "A*-PO",
+        ("a_star_po",),
+        ("test_recipes_pairs.py::test_a_star_po_regresses_on_the_optimal_advantage", ROWS + "soft_and_shifted_baselines", *recorded("pairwise/trl_a2po_tpo")),
+    ),
+    Other("TPO", ("tpo", "tpo_length"), (*pairs("tpo", "tpo_length"), *recorded("pairwise/trl_a2po_tpo"))),
 ]

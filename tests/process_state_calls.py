@@ -178,6 +178,8 @@ CALLS: dict[str, Callable[[Inputs], Any]] = {
     "advantage.maxrl_advantages": lambda b: A.maxrl_advantages(b.flags, b.group),
     "advantage.normalise": lambda b: A.normalise(b.scores, b.group, std_over="batch"),
     "advantage.opo_advantages": lambda b: A.opo_advantages(b.scores, b.lengths, b.group),
+    "advantage.soft_values": lambda b: A.soft_values(b.scores, b.group, temperature=0.5),
+    "advantage.soft_baseline_advantages": lambda b: A.soft_baseline_advantages(b.scores, b.names, temperature=0.5, shift=-0.1),
     "advantage.rank_advantages": lambda b: A.rank_advantages(b.scores, b.group),
     "advantage.running_baseline_advantages": lambda b: A.running_baseline_advantages(b.scores, b.group, b.probability[:2]),
     "advantage.semantic_entropy": lambda b: (A.semantic_entropy(b.anchor, b.group), A.semantic_entropy(b.texts, b.names)),
@@ -269,6 +271,7 @@ CALLS: dict[str, Callable[[Inputs], Any]] = {
         b.hidden, b.weight, b.token_ids, b.mask, sequence_ids=b.sequences, sequences=2
     ),
     "pairwise.pseudo_rewards": lambda b: P.pseudo_rewards(b.sequence_ref, b.sequence_ref - 0.1, divergence=P.ForwardKL()),
+    "pairwise.sorted_scores": lambda b: P.sorted_scores(b.sequence_log_probs, b.sequence_ref, b.pairs),
     "pairwise.all_pairs": lambda b: P.all_pairs(b.scores, b.group),
     "pairwise.halves": lambda b: P.halves(6),
     # rewards

@@ -19,11 +19,11 @@ OTHER_OF = {
     ("icepop", "high"): 1.5, ("icepop_sequence", "low"): 0.9, ("icepop_sequence", "high"): 1.2, ("clip_cov", "low"): -0.5, ("clip_cov", "high"): 3.0,
     ("disco", "threshold"): 1e-3, ("disco_b", "threshold"): 1e-3,
 }  # fmt: skip
-ADVANTAGES = {"gamma", "lam", "history", "length_exponent", "step_weight", "scale", "normaliser", "decay", "k", "top", "normalise_first", "credit"}
+ADVANTAGES = {"gamma", "lam", "history", "length_exponent", "step_weight", "scale", "normaliser", "decay", "k", "top", "normalise_first", "credit", "shift"}
 REWARDS = {"max_length", "buffer", "clamp", "slope", "offset", "max_calls", "reward_clip", "ddof"}
 SCHEDULES = {"least", "most", "explore", "steps", "start", "decrement", "floor"}
-# coefficient, temperature and decay are the rewards' or the advantages' in these recipes.
-ELSEWHERE = {"concise_r_length", "ensemble", "maxmin", "mt_grpo", "salsa"}
+# coefficient, temperature and decay are the rewards', the advantages' or a second batch's in these recipes.
+ELSEWHERE = {"concise_r_length", "echo", "ensemble", "maxmin", "mt_grpo", "opmd", "salsa"}
 
 
 def settings(name: str) -> dict[str, object]:

@@ -23,6 +23,7 @@ CLAIMED = [
     ("frameworks", "slime_loss", "", 59, 0),
     ("frameworks", "trl_importance_ratio", "", 36, 0),
     ("frameworks", "trl_policy_loss", "", 72, 0),
+    ("methods", "trinity_loss", "^opmd/", 18, 0),
     ("papers", "dancegrpo", "", 13, 4),
     ("papers", "disco", "", 31, 1),
     ("papers", "entropy_cov", "", 21, 0),

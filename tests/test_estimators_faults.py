@@ -24,6 +24,8 @@ MESSAGES = [
     (lambda: advantage.pass_at_k_advantages(ROW, IDS, k=None), r"pass_at_k_advantages: k must be an integer >= 1, got None"),
     (lambda: advantage.pass_at_k_advantages(ROW, IDS, k=2.0), r"pass_at_k_advantages: k must be an integer >= 1, got 2.0"),
     (lambda: advantage.rank_advantages(ROW, IDS, top=0), r"rank_advantages: top must be an integer >= 1, got 0; .* None is all"),
+    (lambda: advantage.soft_values(ROW, IDS, temperature=0), r"soft_values: temperature must be a finite number > 0.0, got 0; A\*-PO takes 0.5"),
+    (lambda: advantage.soft_baseline_advantages(ROW, IDS, shift=None), r"soft_baseline_advantages: shift must be a finite number, got None"),
     (lambda: advantage.maxrl_advantages(ROW, ROW), r"maxrl_advantages: group must be \(4,\) int64 .*got \(4,\) float32"),
     (lambda: advantage.scaled_leave_one_out_advantages(ROW, IDS, eps=-1.0), r"scaled_leave_one_out_advantages: eps must be a finite number >= 0.0"),
     (lambda: advantage.normalised_sum(ROW, IDS), r"normalised_sum: rewards must be \(any, any\), got \(4,\) float32; pass one column a reward"),

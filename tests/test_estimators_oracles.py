@@ -1,4 +1,4 @@
-"""Advantages and rewards of other projects' and papers' code: every recorded case that is about numbers agrees."""
+"""Advantages, rewards and masks of other projects' and papers' code: every recorded case that is about numbers agrees."""
 
 import pathlib
 import re
@@ -25,6 +25,9 @@ CLAIMED = [
     ("methods", "g2po", "", 48, 0),
     ("methods", "mt_grpo_igpo", "^mt_grpo/", 4, 0),
     ("methods", "relax_graphgpo_gigpo", "", 72, 0),
+    ("methods", "rllm_art", "^rllm/prpo/", 3, 0),
+    ("methods", "slime_opsm_kept_sets", "^opsm/", 12, 0),
+    ("methods", "trinity_advantage", "^(asymre|opmd)/", 15, 0),
     ("papers", "dancegrpo", "^advantage/", 3, 0),
     ("papers", "drmas", "", 36, 4),
     ("papers", "drpo_dataset_reset", "", 6, 0),

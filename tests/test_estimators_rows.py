@@ -73,6 +73,18 @@ def test_worked_numbers_of_length_and_count():
     near(advantage.normalise(rows(3, 1, 2, 2), mean_over="batch", std_over=None), [1.0, -1.0, 0.0, 0.0])
 
 
+def test_worked_numbers_of_soft_and_shifted_baselines():
+    eight = torch.zeros(8, dtype=torch.int64)
+    near(advantage.soft_values(rows(1, 1, 0, 0, 0, 0, 0, 0), eight, temperature=0.5), [0.477229297] * 8)  # V* of A*-PO
+    near(advantage.soft_values(rows(1e6, 0, 0, 0), ONE, temperature=0.1), [1e6 - 0.1 * math.log(4)] * 4)  # nothing overflows
+    near(advantage.soft_baseline_advantages(rows(1, 0, 0, 0), ONE, shift=-0.1), [0.85, -0.15, -0.15, -0.15])  # AsymRE
+    two = advantage.soft_baseline_advantages(rows(1, 0), ONE[:2], temperature=1.0)  # log((e + 1) / 2)
+    near(two, [1 - math.log((math.e + 1) / 2), -math.log((math.e + 1) / 2)])
+    alone = dict(shift=-0.1, statistics=VERL)
+    near(advantage.soft_baseline_advantages(rows(0.3), ONE[:1], **alone), [0.3])  # the lone score itself, without the shift
+    near(advantage.soft_baseline_advantages(rows(0.3), ONE[:1], shift=-0.1), [0.0])
+
+
 def test_worked_numbers_of_the_best_of_k():
     near(advantage.max_at_k_advantages(rows(1, 3, 2, 0), ONE), [0.0, 1.0, 0.0, 0.0])  # best minus second best
     near(advantage.max_at_k_advantages(rows(1, 3, 2, 0), ONE, k=2), [1 / 6, 1.0, 0.5, 0.0])
@@ -190,6 +202,20 @@ def test_agrees_with_the_reference(name, batch):
     function, slow, options = ROWS[name]
     # Deviations that are 0 but for the rounding of a mean are divided by eps = 1e-6, which leaves 1e-9.
     torch.testing.assert_close(function(**batch, **options), slow(**batch, **options), rtol=1e-9, atol=1e-8)
+
+
+@given(batches(), st.sampled_from([None, 0.05, 0.7, 20.0]), st.sampled_from([0.0, -0.1]))
+def test_soft_baselines_agree_with_the_reference(batch, temperature, shift):
+    for statistics in (CORRECTED, VERL):
+        options = dict(temperature=temperature, shift=shift, statistics=statistics)
+        slow = reference.soft_baseline_advantages(**batch, **options)
+        torch.testing.assert_close(advantage.soft_baseline_advantages(**batch, **options), slow, rtol=1e-9, atol=1e-9)
+    order = torch.randperm(len(batch["scores"]), generator=torch.Generator().manual_seed(0))
+    if temperature is not None:
+        ours = advantage.soft_values(**batch, temperature=temperature)
+        torch.testing.assert_close(ours, reference.soft_values(**batch, temperature=temperature), rtol=1e-9, atol=1e-9)
+        again = advantage.soft_values(**{name: value[order] for name, value in batch.items()}, temperature=temperature)
+        assert torch.equal(again, ours[order])
 
 
 @given(batches(), st.lists(st.integers(0, 5), min_size=12, max_size=12))

@@ -9,6 +9,7 @@ FILES = [
     ("frameworks", "openrlhf_policy_loss", 3, 0),
     ("frameworks", "trl_dpo", 73, 0),
     ("frameworks", "trl_experimental_preference", 9, 0),
+    ("methods", "trl_a2po_tpo", 27, 0),
     ("papers", "comal_inpo_ipo_dpo", 16, 0),
     ("papers", "cpl", 14, 1),  # ties
     ("papers", "egpo", 28, 0),

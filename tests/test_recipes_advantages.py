@@ -79,6 +79,10 @@ ADVANTAGES = {
     "spo_chain": lambda: (_chain(), [0.25, 0.25, -0.5, -0.5, 0.75, 0.75]),
     "otc": lambda: (_otc(), [0.801156, 0.500260, -1.444759, 0.143343]),
     "vision_r1": lambda: (advantages("vision_r1", tensor(1, 0, 0, 0), ONE), [1.499997, -0.499999, -0.499999, -0.499999]),
+    "prpo": lambda: (advantages("prpo", tensor(1, 0, 0, 0), ["solver"] * 4), [1.732047, -0.577349, -0.577349, -0.577349]),
+    "asymre": lambda: (advantages("asymre", tensor(1, 0, 0, 0, 0.3), [0, 0, 0, 0, 1]), [0.85, -0.15, -0.15, -0.15, 0.3]),
+    "opmd": lambda: (advantages("opmd", tensor(1, 0, 0, 0, 0.3), [0, 0, 0, 0, 1]), [0.75, -0.25, -0.25, -0.25, 0.3]),
+    "opmd, soft": lambda: (R("opmd", temperature=0.5).advantages(tensor(1, 1, 0, 0, 0, 0, 0, 0), [0] * 8), [0.5227707] * 2 + [-0.4772293] * 6),
     "unigrpo": lambda: (advantages("unigrpo", tensor(2.5, 0.5, 2, 0), ONE), [1.212678, -0.727607, 0.727607, -1.212678]),
     "dancegrpo": lambda: (advantages("dancegrpo", tensor(1, 0, 0, 0), ONE), [1.5, -0.5, -0.5, -0.5]),
 }

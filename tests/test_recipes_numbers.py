@@ -86,6 +86,15 @@ LOSSES = {
     "tis": lambda: (R("tis").objective, LP([-1.0]), A([1.0]), {"old": LP([-1.0]), "extras": {"rollout_log_probs": LP([-2.0])}}, -2.0, [[-2.0]]),
     "icepop": lambda: (R("icepop").objective, LP([-1.0, -1.0]), A([1.0, 1.0]), {"old": LP([-1.0, -1.0]), "extras": {"rollout_log_probs": LP([-1.5, -3.0])}},
                        -math.exp(0.5) / 2, [[-math.exp(0.5) / 2, 0.0]]),
+    "prime_rl": lambda: (R("prime_rl").objective, *_gated(), (-3.2 + 2.5 + 0.001 * GATED) / 4, None),
+    "echo": lambda: (R("echo").objective, *_gated(), (-3.2 + 2.5 + 0.001 * GATED) / 4, None),
+    "prime_rl_tv": lambda: (R("prime_rl_tv").objective, *_gated(engine=True), (-3.2 + 0.001 * GATED) / 4, None),
+    "opsm": lambda: (R("opsm").objective, LP([-1.0, -2.0], [-1.5, NAN]), A([-1.0, 1.0], [-2.0, 0.0]), {"old": LP([-1.0, -1.9], [-1.5, NAN])},
+                     (-math.exp(-0.1) / 2 + 2.0) / 2, None),
+    "bnpo": lambda: (R("bnpo").objective, LP([-1.0, -1.0]), A([1.0, -1.0]), {"old": LP([-1 - math.log(1.5), -1 - math.log(0.5)])}, -0.2, None),
+    "prpo": lambda: (R("prpo").objective, LP([-1.0, -1.0]), A([1.0, -1.0]), {"old": LP([-1 - math.log(1.5), -1 - math.log(0.5)])}, -0.2, None),
+    "asymre": lambda: (R("asymre").objective, LP([-1.0, -2.0]), A([0.85, -0.15]), {"old": LP([-3.0, -1.0])}, (0.85 - 0.3) / 2, [[-0.425, 0.075]]),
+    "opmd": lambda: (R("opmd").objective, LP([-1.0, -2.0]), A([0.75, -0.25]), {"old": LP([-3.0, -1.0])}, (0.75 - 0.5) / 4, [[-0.1875, 0.0625]]),
     "dr_grpo": lambda: (R("dr_grpo", length=10.0).objective, LP([-1.0, -1.0], [-1.0, NAN]), A([1.0, 1.0], [0.5, 0.0]), {}, -0.125, None),
 }  # fmt: skip
 
@@ -100,6 +109,29 @@ def _disco():
     old = LP([-0.4], [-0.6], [-1.0], [-1.9988])
     extras = {"group_ids": torch.zeros(4, 1, dtype=torch.int64), "correct": torch.tensor([[True], [True], [False], [False]])}
     return log_probs, A([0.0], [0.0], [0.0], [0.0]), {"old": old, "extras": extras, "denominator": 1.0}
+
+
+GATED = math.log(1.6) ** 2 + math.log(2) ** 2 + 2 * math.log(2.5) ** 2  # squared log-ratios
+
+
+def _gated(engine=False):
+    """p moved by .06, -.3, .3 and .3: prime-rl keeps the first, and the last, whose action was bad; its other form the first alone."""
+    old = A([0.1, 0.6, 0.2, 0.2]).log()
+    return A([0.16, 0.3, 0.5, 0.5]).log(), A([2.0, -1.0, 1.0, -1.0]), {"extras": {"rollout_log_probs": old}} if engine else {"old": old}
+
+
+def test_prime_rl_holds_an_advantage_of_zero_to_the_lower_bound():
+    """p fell by .3 and rose by .3 at A = 0: the fall counts as dropped, the rise does not."""
+    objective, old = R("prime_rl").objective, A([0.6, 0.2]).log()
+    found = policy_loss(A([0.3, 0.5]).log(), A([0.0, 0.0]), torch.ones(1, 2, dtype=torch.bool), old_log_probs=old, objective=objective)
+    assert found.metrics_as_floats()["clip_fraction_low"] == 0.5 and found.metrics_as_floats()["clip_fraction_high"] == 0.0
+
+
+def test_echo_divides_the_environments_tokens_by_their_own_count():
+    found, log_probs = R("echo", coefficient=0.5), LP([-1.0, -2.0, -3.0, -4.0])
+    answered = torch.tensor([[False, True, True, False]])
+    other = policy_loss(log_probs, torch.zeros_like(log_probs), answered, objective=found.second)
+    assert float(other.loss) == pytest.approx(0.5 * 2.5)
 
 
 def _entropies():

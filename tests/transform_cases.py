@@ -162,6 +162,11 @@ CASES = {
         lambda x: torch.exp(REF - x.detach()).sum() + x.square().sum(),
         (SUMS,),
     ),
+    "pairwise.sorted_scores": (
+        lambda x: pairwise.sorted_scores(x, REF, torch.tensor([[1, 0]])).square().sum(),
+        lambda x: (x[1] - x[0]).square() + (REF[1] - REF[0]).square(),
+        (SUMS,),
+    ),
     "distributed.gather_rows": (
         lambda x: distributed.gather_rows(x, sum_gradients=True).square().sum(),
         lambda x: x.square().sum(),

@@ -24,6 +24,7 @@ from .reinforce_plus_plus import reinforce_plus_plus_advantages, reinforce_plus_
 from .remax import remax_advantages
 from .returns import discounted_returns
 from .running_baseline import RunningBaseline, running_baseline_advantages
+from .soft_baseline import soft_baseline_advantages, soft_values
 from .spo import SPO_TREE, CutPoints, low_probability_cuts, segment_advantages, tree_advantages, tree_values
 from .state_values import state_gae_advantages
 from .statistics import AREAL, CORRECTED, OPENRLHF, ROLL, TRL, VERL, VERL_AGENT, GroupStatistics
@@ -90,6 +91,8 @@ __all__ = [
     "scaled_leave_one_out_advantages",
     "segment_advantages",
     "semantic_entropy",
+    "soft_baseline_advantages",
+    "soft_values",
     "state_gae_advantages",
     "step_ids",
     "success_distances",

@@ -27,6 +27,7 @@ from .score import (
     pseudo_rewards,
 )
 from .sequences import SequenceLogProbs, linear_sequence_log_probs, sequence_log_probs
+from .sorted import sorted_scores
 
 __all__ = [
     "AlphaDivergence",
@@ -62,6 +63,7 @@ __all__ = [
     "pseudo_rewards",
     "response_loss",
     "sequence_log_probs",
+    "sorted_scores",
 ]
 
 take_arrays(globals())

@@ -32,7 +32,7 @@ def pairwise_loss(
 
         score = (log_probs - reference * ref_log_probs - previous * previous_log_probs)[pairs]        # (P, 2)
         h = beta * (score[:, 0] - rejected * score[:, 1]) - margin
-        (weights * link.loss(h, targets)).sum() / denominator                                         # + the NLL term
+        (weights * link.loss(h, targets)).sum() / denominator                             # + the NLL and the chosen_down term
 
     `denominator` None is this call's number of pairs, right for a full batch only; with micro-batches or ranks pass the whole batch's.
     A response may stand in any number of pairs. A number that is no response's (-1 too) is refused where values are checked, and makes
@@ -73,6 +73,8 @@ def pairwise_loss(
     if objective.nll is not None:
         nll = -values / lengths.clamp(min=1) if objective.nll.per_token else -values
         losses = losses + objective.nll.coefficient * (nll.mean(1) if objective.nll.both else nll[:, 0])
+    if objective.chosen_down is not None:
+        losses = losses + objective.chosen_down.loss(-objective.beta * score[:, 0], None)
     counted = live[:, None].expand(-1, 2)
     return _finish(function, objective, losses, weights, live, denominator, score, values, counted)
 
@@ -156,11 +158,11 @@ def response_loss(
     """
     function = "response_loss"
     _objective(function, objective)
-    if objective.rejected != 1 or (objective.nll is not None and objective.nll.both):
+    if objective.rejected != 1 or objective.chosen_down is not None or (objective.nll is not None and objective.nll.both):
         checks.fail(
             function,
             "objective",
-            "one with rejected=1 and no nll of both responses",
+            "one with rejected=1, no chosen_down and no nll of both responses",
             objective,
             "a single response has no partner; pass weights for the undesirable ones",
         )

@@ -21,10 +21,11 @@ class NegativeLogLikelihood(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class PairwiseObjective(Settings):
-    """L = link(beta (score_chosen - rejected * score_rejected) - margin) + nll.
+    """L = link(beta (score_chosen - rejected * score_rejected) - margin) + nll + chosen_down(-beta score_chosen).
 
     `rejected` is the factor of the rejected response's score: 1 compares the two (DPO), below 1 is CPL's conservative bias lambda,
-    0 leaves the chosen response alone. `margin` is SimPO's gamma.
+    0 leaves the chosen response alone. `margin` is SimPO's gamma. `chosen_down`, a link that reads no targets, pulls the chosen response
+    down as well (APO-down).
     """
 
     link: Link = Logistic()
@@ -33,14 +34,19 @@ class PairwiseObjective(Settings):
     rejected: float = number(1.0, low=0.0, high=1.0)
     margin: float = 0.0
     nll: NegativeLogLikelihood | None = None
+    chosen_down: Link | None = None
 
     def __post_init__(self) -> None:
-        for name, kind in {"link": Link, "score": Score, "nll": NegativeLogLikelihood}.items():
+        for name, kind in {"link": Link, "score": Score, "nll": NegativeLogLikelihood, "chosen_down": Link}.items():
             value = getattr(self, name)
-            if not isinstance(value, kind) and not (name == "nll" and value is None):
+            if not isinstance(value, kind) and not (name in ("nll", "chosen_down") and value is None):
                 raise TypeError(
                     f"PairwiseObjective: {name} must be a {kind.__name__} block, got {value!r}; see gigpo_fast.pairwise for those there are"
                 )
+        if self.chosen_down is not None and self.chosen_down.reads_targets:
+            raise ValueError(
+                f"PairwiseObjective: chosen_down must be a Link that reads no targets, got {self.chosen_down!r}; the targets are the pair's"
+            )
 
     @property
     def needs_reference(self) -> bool:

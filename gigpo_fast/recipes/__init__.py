@@ -16,6 +16,7 @@ from .contrast import disco, disco_b
 from .diffusion import dancegrpo, trado, unigrpo
 from .distillation import kdrl, kdrl_annealed, on_policy_distillation
 from .entropy import clip_cov, high_entropy_tokens, high_entropy_tokens_trl, kl_cov
+from .frameworks import asymre, bnpo, echo, opmd, opsm, prime_rl, prime_rl_tv, prpo
 from .group_relative import (
     dapo,
     dr_grpo,
@@ -34,7 +35,11 @@ from .group_relative import (
 )
 from .off_policy import deepseek_v32, dppo_kl, dppo_tv, dro, icepop, icepop_sequence, kimi15, m2po, tis, tis_sequence, topr
 from .pairwise import (
+    a_star_po,
     alpha_po,
+    aot,
+    aot_unpaired,
+    apo_down,
     apo_zero,
     bco,
     copg,
@@ -51,6 +56,7 @@ from .pairwise import (
     inpo,
     ipo,
     kto,
+    nca_pair,
     online_ipo,
     orpo,
     p3o,
@@ -61,6 +67,8 @@ from .pairwise import (
     simpo,
     slic,
     sppo,
+    tpo,
+    tpo_length,
 )
 from .policy_gradient import gpg, nash_md, nash_mp, opo, reinforce, reinforce_plus_plus, reinforce_plus_plus_baseline, remax, rloo
 from .segments import spo_chain, spo_tree
@@ -88,18 +96,19 @@ from .step_credit import g2po, graphgpo, mt_grpo
 from .supervised import awr, best_of_n, nft, nft_sequence, pref_ft, tscac
 
 __all__ = [
-    "PairwiseRecipe", "Parts", "PolicyRecipe", "Recipe", "Use", "alpha_po", "apo_zero", "awr", "bco", "best_of_n", "cispo",
-    "cispo_absolute", "clip_cov", "concise_r", "concise_r_length", "copg", "cpl", "cpl_bc", "cpl_kl", "dancegrpo", "dapo",
-    "deepseek_v32", "disco", "disco_b", "discopop", "dno", "dno_soft", "dpo", "dppo_kl", "dppo_tv", "dr_grpo", "dr_mas", "dr_po", "dro",
-    "egpo", "ensemble", "exo", "f_dpg", "g2po", "gdpo", "gigpo", "gmpo", "gpg", "graphgpo", "grpo", "grpo_d", "grpo_paper", "gspo",
-    "gspo_token", "gui_r1", "hgpo", "high_entropy_tokens", "high_entropy_tokens_trl", "hypo", "icepop", "icepop_sequence", "inpo",
-    "ipo", "kdrl", "kdrl_annealed", "kimi15", "kl_cov", "kto", "luspo", "m2po", "maxmin", "maxrl", "mdpo", "mdpo_closed", "mt_grpo",
-    "multi_objective_grpo", "names", "nash_md", "nash_mp", "nft", "nft_sequence", "on_policy_distillation", "one_shot_rlvr",
-    "online_ipo", "open_rs", "opo", "orpo", "otc", "p3o", "p3o_separate", "pass_at_k", "pixelthink", "ppo", "ppo_max", "pref_ft",
-    "props", "rank", "recipe", "register", "reinforce", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "remax", "retroformer",
+    "PairwiseRecipe", "Parts", "PolicyRecipe", "Recipe", "Use", "a_star_po", "alpha_po", "aot", "aot_unpaired", "apo_down", "apo_zero",
+    "asymre", "awr", "bco", "best_of_n", "bnpo", "cispo", "cispo_absolute", "clip_cov", "concise_r", "concise_r_length", "copg", "cpl",
+    "cpl_bc", "cpl_kl", "dancegrpo", "dapo", "deepseek_v32", "disco", "disco_b", "discopop", "dno", "dno_soft", "dpo", "dppo_kl",
+    "dppo_tv", "dr_grpo", "dr_mas", "dr_po", "dro", "echo", "egpo", "ensemble", "exo", "f_dpg", "g2po", "gdpo", "gigpo", "gmpo", "gpg",
+    "graphgpo", "grpo", "grpo_d", "grpo_paper", "gspo", "gspo_token", "gui_r1", "hgpo", "high_entropy_tokens",
+    "high_entropy_tokens_trl", "hypo", "icepop", "icepop_sequence", "inpo", "ipo", "kdrl", "kdrl_annealed", "kimi15", "kl_cov", "kto",
+    "luspo", "m2po", "maxmin", "maxrl", "mdpo", "mdpo_closed", "mt_grpo", "multi_objective_grpo", "names", "nash_md", "nash_mp",
+    "nca_pair", "nft", "nft_sequence", "on_policy_distillation", "one_shot_rlvr", "online_ipo", "open_rs", "opmd", "opo", "opsm",
+    "orpo", "otc", "p3o", "p3o_separate", "pass_at_k", "pixelthink", "ppo", "ppo_max", "pref_ft", "prime_rl", "prime_rl_tv", "props",
+    "prpo", "rank", "recipe", "register", "reinforce", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "remax", "retroformer",
     "rloo", "rloo_clipped", "robust_dpo", "ros", "rpo", "rpo_openrlhf", "running_baseline", "salsa", "sapo", "seed_grpo", "seppo",
-    "simpo", "slic", "spo_chain", "spo_tree", "sppo", "text2grad", "tis", "tis_sequence", "ton", "topr", "trado", "tscac", "ui_r1",
-    "ui_r1_e", "unigrpo", "vespo", "vision_r1",
+    "simpo", "slic", "spo_chain", "spo_tree", "sppo", "text2grad", "tis", "tis_sequence", "ton", "topr", "tpo", "tpo_length", "trado",
+    "tscac", "ui_r1", "ui_r1_e", "unigrpo", "vespo", "vision_r1",
 ]  # fmt: skip
 
 

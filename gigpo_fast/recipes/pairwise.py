@@ -1,6 +1,7 @@
 """Preference losses by name, for pairwise.pairwise_loss and pairwise.response_loss."""
 
-from ..objective import NoRatio, PolicyObjective, Reinforce, SequenceMeanTokenSum
+from ..objective import NegativeLogLikelihood as TokenNLL
+from ..objective import NoRatio, PolicyObjective, Reinforce, SequenceMeanTokenSum, SurrogateSum
 from ..pairwise import (
     AlphaDivergence,
     Hinge,
@@ -28,6 +29,9 @@ _CPL = "Contrastive Preference Learning: Learning from Human Feedback without RL
 _EGPO = (
     "Extragradient Preference Optimization (EGPO): Beyond Last-Iterate Convergence for Nash Learning from Human Feedback (arXiv 2503.08942)"
 )
+_APO = "Anchored Preference Optimization and Contrastive Revisions (arXiv 2408.06266)"
+_AOT = "Distributional Preference Alignment of LLMs via Optimal Transport (arXiv 2406.05882)"
+_TPO = "Triple Preference Optimization: Achieving Better Alignment using a Single Step Optimization (arXiv 2405.16681)"
 _DNO = "Direct Nash Optimization: Teaching Language Models to Self-Improve with General Preferences (arXiv 2404.03715)"
 
 
@@ -93,10 +97,76 @@ def sppo(*, beta: float = 0.001) -> Parts:
     return Parts(PairwiseObjective(Square(1 / (2 * beta)), beta=1.0))
 
 
-@register("Anchored Preference Optimization and Contrastive Revisions (arXiv 2408.06266)")
+@register(_APO)
 def apo_zero(*, beta: float = 0.1) -> Parts:
     """APO-zero, for response_loss: chosen up, rejected down, each against the reference: sigma(-beta d) and sigma(beta d)."""
     return Parts(PairwiseObjective(Sigmoid(), beta=beta))
+
+
+@register(_APO)
+def apo_down(*, beta: float = 0.1) -> Parts:
+    """APO-down: both responses fall, the rejected one faster: sigma(beta d_chosen) + 1 - sigma(beta (d_chosen - d_rejected)).
+
+    For models that are better than the chosen responses. beta 0.1 is TRL's.
+    """
+    return Parts(PairwiseObjective(Sigmoid(), beta=beta, chosen_down=Sigmoid()))
+
+
+@register("Noise Contrastive Alignment of Language Models with Explicit Rewards (arXiv 2402.05369)")
+def nca_pair(*, beta: float = 0.1) -> Parts:
+    """NCA of pairs, for response_loss: -log sigma(c) - log sigma(-c) / 2 - log sigma(-r) / 2, c and r = beta d of chosen and rejected.
+
+    As soft labels: targets 2/3 of the chosen and 1 of the rejected ones, weights 3/2 and 1/2, and as denominator the number of pairs.
+    beta 0.1 is TRL's.
+    """
+    return Parts(PairwiseObjective(SoftLabel(), beta=beta))
+
+
+@register(_AOT)
+def aot(*, beta: float = 0.1, label_smoothing: float = 0.0) -> Parts:
+    """AOT of pairs: quantile by quantile, the policy's contrasts should lie above the reference's: -log sigma(beta difference).
+
+    Pass pairwise.sorted_scores(log_probs, ref_log_probs, pairs) and halves of them: the whole batch at once. beta 0.1 is TRL's.
+    """
+    return Parts(PairwiseObjective(Logistic(label_smoothing), _FREE, beta))
+
+
+@register(_AOT)
+def aot_unpaired(*, beta: float = 0.1, label_smoothing: float = 0.0) -> Parts:
+    """AOT without pairs: the quantiles of the chosen responses' log-ratios above those of the rejected ones': as aot, sorted with
+    paired=False.
+    """
+    return Parts(PairwiseObjective(Logistic(label_smoothing), _FREE, beta))
+
+
+@register("Accelerating RL for LLM Reasoning with Optimal Advantage Regression (arXiv 2505.20686)")
+def a_star_po(*, beta: float = 1e-3) -> Parts:
+    """A*-PO, for response_loss with every response desirable: (beta d - (r - V*))^2, d = log pi / ref of the whole response.
+
+    targets are r - V*, V* of the prompt by advantage.soft_values of n answers of the reference, temperature 0.5, n 8; prompts whose
+    answers all failed are left out. beta 1e-3 (the second one), 0.5 and 8 are TRL's defaults.
+    """
+    return Parts(PairwiseObjective(Square(), beta=beta))
+
+
+@register(_TPO)
+def tpo(*, beta: float = 0.01, label_smoothing: float = 0.0, coefficient: float = 1.0) -> Parts:
+    """TPO: -log sigma(beta (log pi of chosen - of rejected)) without reference, and the likelihood of a third, gold response.
+
+    second: the gold responses' batch, coefficient times their NLL, a token mean. beta 0.01 and coefficient 1 (alpha) are TRL's defaults.
+    """
+    return Parts(PairwiseObjective(Logistic(label_smoothing), _FREE, beta), second=_gold(coefficient))
+
+
+@register(_TPO)
+def tpo_length(*, beta: float = 0.01, margin: float = 0.5, label_smoothing: float = 0.0, coefficient: float = 1.0) -> Parts:
+    """TPO-L: TPO of mean log-probs with a margin, as SimPO's; otherwise tpo. margin 0.5 is TRL's tpo_l_gamma."""
+    objective = PairwiseObjective(Logistic(label_smoothing), Score(0.0, per_token=True), beta, margin=margin)
+    return Parts(objective, second=_gold(coefficient))
+
+
+def _gold(coefficient: float) -> PolicyObjective:
+    return PolicyObjective(NoRatio(), SurrogateSum((TokenNLL(),), (coefficient,)))
 
 
 @register("Towards Efficient Exact Optimization of Language Model Alignment (arXiv 2402.00856)")

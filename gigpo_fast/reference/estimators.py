@@ -74,6 +74,31 @@ def opo_advantages(scores, lengths, group, *, statistics=None, valid=None) -> Te
     return _tensor(result, valid)
 
 
+def soft_values(scores, group, *, temperature, valid=None) -> Tensor:
+    """T log mean exp(s / T) of the row's group (V* of A*-PO)."""
+    scores, valid = _numbers(scores), _valid(valid, scores)
+    result = [0.0] * len(scores)
+    for rows in _groups(_labels(group), valid):
+        top = max(scores[row] for row in rows)
+        for row in rows:
+            result[row] = top + temperature * math.log(_mean([math.exp((scores[other] - top) / temperature) for other in rows]))
+    return _tensor(result, valid)
+
+
+def soft_baseline_advantages(scores, group, *, temperature=None, shift=0.0, statistics=None, valid=None) -> Tensor:
+    """s - (mean or soft maximum + shift) (AsymRE, OPMD)."""
+    statistics = statistics or DEFAULTS
+    soft = None if temperature is None else soft_values(scores, group, temperature=temperature, valid=valid).tolist()
+    scores, valid = _numbers(scores), _valid(valid, scores)
+    result = [0.0] * len(scores)
+    for rows in _groups(_labels(group), valid):
+        for row in rows:
+            baseline = _mean([scores[other] for other in rows]) if soft is None else soft[row]
+            alone = scores[row] if statistics.singleton == "raw" else 0.0
+            result[row] = scores[row] - (baseline + shift) if len(rows) > 1 else alone
+    return _tensor(result, valid)
+
+
 def gpg_advantages(scores, group, *, normaliser=1.0, rescale="informative_groups", singleton="zero", valid=None) -> Tensor:
     """alpha (s - mean) / F (GPG)."""
     scores, valid = _numbers(scores), _valid(valid, scores)

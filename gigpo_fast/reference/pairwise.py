@@ -42,10 +42,12 @@ def pairwise_loss(
     rejected: float = 1.0,
     margin: float = 0.0,
     nll: dict | None = None,
+    chosen_down: Spec | None = None,
     given: dict[str, Tensor],
     denominator: float | None = None,
 ) -> Tensor:
-    """Sum over pairs of weight (link(beta (s_w - rejected s_l) - margin) + NLL), divided by the denominator or the number of pairs."""
+    """Sum over pairs of weight (link(beta (s_w - rejected s_l) - margin) + NLL + chosen_down(-beta s_w)), divided by the denominator or
+    the number of pairs."""
     total = torch.zeros((), dtype=torch.float64, device="cpu")
     for at, (chosen, other) in enumerate(pairs.tolist()):
         weight = _at(given, "weights", at, 1.0)
@@ -57,6 +59,8 @@ def pairwise_loss(
         if nll is not None:
             own = [_nll(log_probs, row, nll, given) for row in (chosen, other)]
             loss = loss + nll["coefficient"] * ((own[0] + own[1]) / 2 if nll["both"] else own[0])
+        if chosen_down is not None:
+            loss = loss + LINKS[chosen_down[0]](-beta * s[0], None, **chosen_down[1])
         total = total + weight * loss
     return total / (denominator or max(pairs.shape[0], 1))
 

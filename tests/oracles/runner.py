@@ -7,7 +7,18 @@ import re
 import sys
 from typing import NamedTuple
 
-from . import advantage_files, liger, loss_files, preference_files, step_credit, verl_advantage, verl_agent, verl_kl, verl_loss
+from . import (
+    advantage_files,
+    liger,
+    loss_files,
+    method_losses,
+    preference_files,
+    step_credit,
+    verl_advantage,
+    verl_agent,
+    verl_kl,
+    verl_loss,
+)
 from .adapter import Adapter, Unsupported
 from .compare import compare
 from .tensors import Case, read_cases
@@ -26,6 +37,7 @@ ADAPTERS = {
     **loss_files.ADAPTERS,
     **preference_files.ADAPTERS,
     **step_credit.ADAPTERS,
+    **method_losses.ADAPTERS,
 }
 
 

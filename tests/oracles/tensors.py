@@ -48,7 +48,9 @@ def _flat(outputs: dict[str, Any]) -> dict[str, Any]:
     """Outputs inside outputs under one name each: {"a": {"b": 1}, "c": [{"d": 2}]} becomes {"a.b": 1, "c.0.d": 2}."""
     flat = {}
     for name, value in outputs.items():
-        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        lists = isinstance(value, list) and value and all(isinstance(item, list) for item in value)
+        ragged = lists and len({len(item) for item in value}) > 1
+        if ragged or (isinstance(value, list) and value and all(isinstance(item, dict) for item in value)):
             value = {str(place): item for place, item in enumerate(value)}
         if isinstance(value, dict):
             flat.update({f"{name}.{key}": item for key, item in _flat(value).items()})

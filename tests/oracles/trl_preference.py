@@ -29,7 +29,9 @@ from gigpo_fast.pairwise import (
     pairwise_loss,
     response_loss,
     sequence_log_probs,
+    sorted_scores,
 )
+from gigpo_fast.recipes import recipe
 
 from .adapter import Adapter, Answer, Unsupported
 from .masked import REASON, beyond
@@ -116,10 +118,8 @@ def _term(name, config, found, ref, weights, log_probs, mask) -> Tensor:
         objective = PairwiseObjective(
             _PAIRED[name](config), Score(per_token=per_token, transform=transform), 1.0 if name == "ipo" else beta
         )
-        if name.startswith("aot"):  # the caller sorts what is compared
-            policy, reference = found.log_probs.view(2, -1), ref.view(2, -1)
-            one, other = (policy[0] - policy[1], reference[0] - reference[1]) if name == "aot" else (policy - reference)
-            ranked = torch.cat([one.sort().values, other.sort().values])
+        if name.startswith("aot"):
+            ranked = sorted_scores(found.log_probs, ref, pairs, paired=name == "aot")
             free = PairwiseObjective(objective.link, Score(reference=0.0), beta)
             return pairwise_loss(ranked, pairs, objective=free).loss
         lengths = found.lengths if per_token else None
@@ -135,8 +135,7 @@ def _term(name, config, found, ref, weights, log_probs, mask) -> Tensor:
         case "apo_zero":
             return responses(Sigmoid())
         case "apo_down":
-            compared = pairwise_loss(found.log_probs, pairs, ref_log_probs=ref, objective=PairwiseObjective(Sigmoid(), beta=beta)).loss
-            return compared + responses(Sigmoid(), ~chosen, weights=chosen.float())
+            return pairwise_loss(found.log_probs, pairs, ref_log_probs=ref, objective=recipe("apo_down", beta=beta).objective).loss
         case "bco_pair":
             return responses(Logistic())
         case "nca_pair":
@@ -300,7 +299,7 @@ ADAPTERS = {
     "trl_dpo": Adapter(
         dpo,
         dict.fromkeys(("rewards/chosen", "rewards/rejected", "rewards/margins"), _SMALL),
-        ("sorting (AOT) and the weights of WPO and LD-DPO are the caller's part",),
+        ("the weights of WPO and LD-DPO are the caller's part",),
     ),
     "trl_experimental_preference": Adapter(experimental, _MASKED),
 }
