@@ -1,5 +1,7 @@
 """Lists and NumPy arrays where tensors are meant: made tensors in one place, at the door of the packages that take rows of rollouts.
 
+The same door reads switches, which are True or False and nothing else.
+
 A list has no dtype, so its floats become float32, its ints int64 and its booleans bool, whatever torch's defaults are; an array keeps
 its dtype. Both go to the device of the tensors beside them, else to the CPU.
 """
@@ -50,6 +52,7 @@ def as_tensor(function: str, name: str, value: Any, device: torch.device) -> Ten
 def _taking(function: Callable, package: str) -> Callable:
     parameters = inspect.signature(function).parameters
     order, wanted = tuple(parameters), {name for name, parameter in parameters.items() if _is_tensor(parameter.annotation)}
+    switches = [name for name, parameter in parameters.items() if parameter.annotation is bool]
 
     def ready(name: str, value: Any, device: torch.device) -> Any:
         return as_tensor(function.__name__, name, value, device) if name in wanted and _readable(value) else value
@@ -61,6 +64,9 @@ def _taking(function: Callable, package: str) -> Callable:
             device = next((value.device for value in everything if isinstance(value, Tensor)), torch.device("cpu"))
             given = tuple(ready(name, value, device) for name, value in zip(order, given)) + given[len(order) :]
             keywords = {name: ready(name, value, device) for name, value in keywords.items()}
+        for name in switches:
+            if name in keywords:
+                keywords[name] = checks.switch(function.__name__, name, keywords[name])
         return function(*given, **keywords)
 
     taking.takes_arrays = True

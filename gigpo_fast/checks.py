@@ -233,6 +233,15 @@ def integer(function: str, name: str, value: Any, *, at_least: int, fix: str) ->
     return found
 
 
+def switch(function: str, name: str, value: Any) -> bool:
+    """Check a switch: Python's or NumPy's True or False. Anything else has a truth too, and "false" has the wrong one."""
+    if isinstance(value, bool):
+        return value
+    if type(value).__name__ not in ("bool_", "bool"):  # NumPy's has another name in either of its versions
+        fail(function, name, "True or False", value, 'pass a bool; a text such as "false" would count as true', error=TypeError)
+    return bool(value)
+
+
 def _fits(value: Tensor, shape: tuple[int | None, ...]) -> bool:
     return value.dim() == len(shape) and all(want is None or want == got for want, got in zip(shape, value.shape))
 

@@ -171,6 +171,7 @@ def gather_rows(
     Nothing is rounded. Raises on every rank if trailing shapes, dtypes or the wish for a gradient differ between ranks.
     """
     function = "gather_rows"
+    sum_gradients = checks.switch(function, "sum_gradients", sum_gradients)
     if isinstance(local, Tensor) and local.dim() > 0:
         mine = (tuple(local.shape), str(local.dtype), torch.is_grad_enabled() and local.requires_grad)
     else:

@@ -164,7 +164,7 @@ def _from_hidden(
     flat_ids = token_ids_checked(function, token_ids, leading, hidden.device, ready.vocabulary, None)
     if ready.group_name:
         check_same_tokens(function, head.weight, ready.group_name, flat_ids)
-    budget = passes.default_budget(ready.weight) if chunk_bytes is None else chunk_bytes
+    budget, invariant = passes.budget_of(function, chunk_bytes, ready.weight), checks.switch(function, "invariant", invariant)
     if transformed():
         head, how = passes.head_tensors(ready), {"budget": budget, "invariant": invariant}
         found = formula.rows_of_hidden(function, ready.hidden, head, flat_ids, ready.scale, **how)

@@ -196,7 +196,7 @@ def linear_policy_loss(
     ]
     if weight_grad_out is not None:
         check_weight_grad_out(function, weight_grad_out, head)
-    budget = passes.default_budget(ready.weight) if chunk_bytes is None else chunk_bytes
+    budget, invariant = passes.budget_of(function, chunk_bytes, ready.weight), checks.switch(function, "invariant", invariant)
     if transformed():
         how = {"plan": plan, "budget": budget, "invariant": invariant, "weight_grad_out": weight_grad_out}
         return loss_of_hidden(function, objective, ready, flat_ids, tokens, mask, denominator, **how)

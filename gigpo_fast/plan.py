@@ -46,9 +46,10 @@ def plan_tokens(
     2VH each. Loss and gradients are the same and the denominator still counts them; n_active and the means among the metrics are then
     those of the other tokens. Raises if shapes differ. Pass the plan to `linear_policy_loss` with the same mask, advantages and objective.
     """
+    score_idle = checks.switch("plan_tokens", "score_idle", score_idle)
     sequences = _checked("plan_tokens", mask, advantages, objective, sequence_ids)
     planned = _ordered(mask, advantages, sequences, objective, score_idle)
-    return Plan(*planned, tuple(mask.shape), int(objective.scope), objective.zero_at_zero_advantage, bool(score_idle))
+    return Plan(*planned, tuple(mask.shape), int(objective.scope), objective.zero_at_zero_advantage, score_idle)
 
 
 def check_plan(

@@ -100,7 +100,7 @@ def test_row_order_changes_no_bit(batch, fewest, random):
         ({"min_trajectories": 0}, ValueError, "min_trajectories must be an integer >= 1, got 0; 1 counts every group"),
         ({"min_trajectories": 2.0}, TypeError, "min_trajectories must be an integer >= 1, got 2.0"),
         ({"min_trajectories": True}, TypeError, "min_trajectories must be an integer >= 1, got True"),
-        ({"first_visit": 1}, TypeError, "first_visit must be True or False, got 1; False counts every visit"),
+        ({"first_visit": 1}, TypeError, "first_visit must be True or False, got 1; pass a bool"),
     ],
 )
 def test_messages(options, error, message):

@@ -30,7 +30,7 @@ MESSAGES = [
     (lambda: advantage.scaled_leave_one_out_advantages(ROW, IDS, eps=-1.0), r"scaled_leave_one_out_advantages: eps must be a finite number >= 0.0"),
     (lambda: advantage.normalised_sum(ROW, IDS), r"normalised_sum: rewards must be \(any, any\), got \(4,\) float32; pass one column a reward"),
     (lambda: advantage.normalised_sum(torch.zeros(4, 2), IDS, weights=[1.0]), r"normalised_sum: weights must be \(2,\).*got \(1,\)"),
-    (lambda: advantage.gdpo_advantages(torch.zeros(4, 2), IDS, whitening=None), r"whiten: statistics must be a Whitening, got None"),
+    (lambda: advantage.gdpo_advantages(torch.zeros(4, 2), IDS, whitening=None), r"gdpo_advantages: whitening must be a Whitening, got None"),
     (lambda: advantage.running_baseline_advantages(ROW, IDS, torch.zeros(0)), r"agent must be in \[0, 0\) for 0 baselines, got one outside in rows 0"),
     (lambda: advantage.running_baseline_advantages(ROW, IDS + 3, torch.zeros(2)), r"agent must be in \[0, 2\) for 2 baselines, got one outside"),
     (lambda: advantage.running_baseline_advantages(ROW, IDS, torch.zeros(1), decay=1.5), r"decay must be in \[0, 1\], got 1.5; 0.95 is usual"),

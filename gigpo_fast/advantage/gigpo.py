@@ -63,7 +63,8 @@ def gigpo_advantages(
     gamma = arguments.discount(function, gamma)
     check_options(function, scale, statistics)
     step_weight = checks.number(function, "step_weight", step_weight, at_least=0.0, fix="1.0 is usual, 0.0 turns the step level off")
-    _check_visits(function, min_trajectories, first_visit)
+    fix = "1 counts every group, 2 leaves out those of one trajectory"
+    min_trajectories = checks.integer(function, "min_trajectories", min_trajectories, at_least=1, fix=fix)
     counted = arguments.validity(function, valid, "rewards", rewards)
     dtype = arguments.result_dtype(rewards, episode_scores, step_returns)
     values = arguments.scores(function, "rewards", rewards, counted)
@@ -111,13 +112,6 @@ def gigpo_advantages(
         met = met & (visitors >= min_trajectories)
     micro = torch.where(met, standardise(returns, of_state, scale, among_steps), 0.0)
     return GiGPOAdvantages(*(result.to(dtype) for result in (episode + step_weight * micro, episode, micro, returns)))
-
-
-def _check_visits(function: str, min_trajectories: int, first_visit: bool) -> None:
-    fix = "1 counts every group, 2 leaves out those of one trajectory"
-    checks.integer(function, "min_trajectories", min_trajectories, at_least=1, fix=fix)
-    if not isinstance(first_visit, bool):
-        checks.fail(function, "first_visit", "True or False", first_visit, "False counts every visit", error=TypeError)
 
 
 def _first_visits(timeline: Timeline, met: Tensor, *labels: Tensor) -> Tensor:

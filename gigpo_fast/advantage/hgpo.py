@@ -52,7 +52,7 @@ def hgpo_advantages(
     """
     function = "hgpo_advantages"
     check_options(function, scale, statistics)
-    check_options(function, scale, episode_statistics)
+    check_options(function, scale, episode_statistics, "episode_statistics")
     history = checks.integer(function, "history", history, at_least=0, fix="2 compares up to three states")
     exponent = checks.number(function, "length_exponent", length_exponent, fix="1.0 is the authors'")
     counted = arguments.validity(function, valid, "rewards", rewards)

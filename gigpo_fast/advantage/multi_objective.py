@@ -8,7 +8,7 @@ from ..arrays import is_array
 from . import arguments
 from .group import group_advantages
 from .statistics import CORRECTED, GroupStatistics, check_options
-from .whitening import VERL_WHITENING, Whitening, whiten
+from .whitening import VERL_WHITENING, Whitening, check_whitening, whiten
 
 
 def normalised_sum(
@@ -65,6 +65,7 @@ def gdpo_advantages(
     `whiten(to_tokens(normalised_sum(rewards, group), step_ids), step_ids >= 0)`.
     Source: GDPO (arXiv 2601.05242). TRL whitens rows with Whitening(eps=1e-4, eps_in="deviation").
     """
+    check_whitening("gdpo_advantages", whitening, "whitening")
     total = normalised_sum(rewards, group, weights=weights, scale=scale, statistics=statistics, valid=valid)
     rows = torch.ones_like(total, dtype=torch.bool) if valid is None else valid.any(1) if valid.dim() == 2 else valid
     return whiten(total, rows, statistics=whitening, process_group=process_group)

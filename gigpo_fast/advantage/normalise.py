@@ -36,7 +36,7 @@ def group_moments(
     """
     function = "group_moments"
     counted = arguments.validity(function, valid, "scores", scores)
-    if ddof not in (0, 1):
+    if checks.whole(ddof) not in (0, 1):
         checks.fail(function, "ddof", "0 or 1", ddof, "1 divides the sum of squares by n - 1, 0 by n")
     values = arguments.scores(function, "scores", scores, counted)
     found = moments(values, counted, arguments.labels(function, "group", group, counted), ddof=ddof)

@@ -7,7 +7,7 @@ from .group import group_advantages
 from .statistics import CORRECTED, GroupStatistics
 from .token_returns import token_returns
 from .tokens import to_tokens
-from .whitening import VERL_WHITENING, Whitening, whiten
+from .whitening import VERL_WHITENING, Whitening, check_whitening, whiten
 
 
 def reinforce_plus_plus_advantages(
@@ -28,6 +28,7 @@ def reinforce_plus_plus_advantages(
     process_group. Options, precision and errors as in `token_returns` and `whiten`.
     Source: REINFORCE++ (arXiv 2501.03262), Eq. 5 and 6.
     """
+    check_whitening("reinforce_plus_plus_advantages", whitening, "whitening")
     returns = token_returns(rewards.to(torch.float64), mask, gamma=gamma, sequence_ids=sequence_ids, carry=carry)
     whitened = whiten(returns, mask, statistics=whitening, process_group=process_group)
     return whitened if rewards.dtype == torch.float64 else whitened.to(torch.float32)
@@ -51,6 +52,7 @@ def reinforce_plus_plus_baseline_advantages(
     Tokens of rows that are not valid are masked: outside mean and variance. Options and errors as in `group_advantages` and `whiten`.
     Source: REINFORCE++ (arXiv 2501.03262), REINFORCE++-baseline.
     """
+    check_whitening("reinforce_plus_plus_baseline_advantages", whitening, "whitening")
     rows = group_advantages(scores, group, statistics=statistics, trajectory=trajectory, valid=valid)
     tokens = to_tokens(rows, step_ids)
     trained = step_ids >= 0

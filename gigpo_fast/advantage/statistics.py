@@ -60,10 +60,10 @@ VERL_AGENT = GroupStatistics(count="row", singleton="raw", zero_variance="divide
 ROLL = GroupStatistics(count="row")
 
 
-def check_options(function: str, scale: str | None, statistics: GroupStatistics) -> None:
-    """Check the two options that every group-relative advantage takes."""
+def check_options(function: str, scale: str | None, statistics: GroupStatistics, name: str = "statistics") -> None:
+    """Check the two options that every group-relative advantage takes; `name` is what the caller calls the second."""
     if scale not in (None, "std"):
         checks.fail(function, "scale", "None or 'std'", scale, 'pass scale="std" to divide by the standard deviation of the group')
     if not isinstance(statistics, GroupStatistics):
         fix = "pass CORRECTED, VERL_AGENT, ROLL or a GroupStatistics of your own"
-        checks.fail(function, "statistics", "a GroupStatistics", statistics, fix, error=TypeError)
+        checks.fail(function, name, "a GroupStatistics", statistics, fix, error=TypeError)

@@ -135,11 +135,11 @@ def batch_moments(values: Tensor, counted: Tensor, *, ddof: int, process_group=N
     return BatchMoments(count, mean, torch.where(flat, 0.0, squares / (count - ddof).clamp(min=1.0)))
 
 
-def check_whitening(function: str, statistics: Whitening) -> None:
-    """Check the option that every whitening function takes."""
+def check_whitening(function: str, statistics: Whitening, name: str = "statistics") -> None:
+    """Check the option that every whitening function takes; `name` is what the caller calls it."""
     if not isinstance(statistics, Whitening):
         fix = "pass VERL_WHITENING, OPENRLHF_WHITENING or a Whitening of your own"
-        checks.fail(function, "statistics", "a Whitening", statistics, fix, error=TypeError)
+        checks.fail(function, name, "a Whitening", statistics, fix, error=TypeError)
 
 
 def _anywhere(chosen: Tensor, process_group) -> Tensor:

@@ -63,6 +63,15 @@ def default_budget(weight: Tensor) -> int:
     return max(1 << 30, 4096 * _bytes_per_row(weight))
 
 
+def budget_of(function: str, chunk_bytes: int | None, weight: Tensor) -> int:
+    """The bytes for a chunk that a caller asked for, or the default; `chunk_rows` refuses too few."""
+    if chunk_bytes is None:
+        return default_budget(weight)
+    if type(chunk_bytes) is int:
+        return chunk_bytes
+    return checks.integer(function, "chunk_bytes", chunk_bytes, at_least=1, fix="pass bytes as an int, int(1e9), or None for the default")
+
+
 def chunk_rows(function: str, head: HeadTensors, budget: int, copies: int = 1) -> int:
     """How many rows a chunk may have within `budget` bytes, if each needs its memory `copies` times; raises if not even a tile fits."""
     fixed = SLAB_COLUMNS * head.weight.shape[1] * 4 if _upcasts(head.weight) else 0

@@ -21,6 +21,21 @@ def result(value: Tensor, valid: Tensor, *sources: Any) -> Tensor:
     return torch.where(valid, value, 0.0).to(arguments.result_dtype(*sources))
 
 
+def real(function: str, name: str, value: Any, fix: str) -> float:
+    """A real number, infinity included."""
+    found = checks.real(value)
+    if found is None:
+        checks.fail(function, name, "a number", value, fix, error=ValueError if isinstance(value, float) else TypeError)
+    return found
+
+
+def pair(function: str, name: str, value: Any, fix: str) -> tuple[float, float]:
+    """Two real numbers, in a tuple or a list."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        checks.fail(function, name, "two numbers", value, fix, error=TypeError)
+    return real(function, f"{name}[0]", value[0], fix), real(function, f"{name}[1]", value[1], fix)
+
+
 def flags(function: str, name: str, value: Any, valid: Tensor) -> Tensor:
     """(S,) bool, False where not valid. Numbers are refused: say what counts as true."""
     if isinstance(value, Tensor) and value.dtype != torch.bool:

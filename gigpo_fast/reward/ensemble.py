@@ -41,7 +41,7 @@ def ensemble_uncertainty(
     """
     function = "ensemble_uncertainty"
     coefficient = checks.number(function, "coefficient", coefficient, at_least=0.0, fix="0.1 is the authors' for PPO")
-    if ddof not in (0, 1):
+    if checks.whole(ddof) not in (0, 1):
         checks.fail(function, "ddof", "0 or 1", ddof, "1 divides by K - 1, 0 by K")
     values = _read(function, scores)
     mean = values.mean(0)

@@ -31,6 +31,8 @@ def cosine_length(
     """
     function = "cosine_length"
     most = checks.number(function, "max_length", max_length, above=0.0, fix="the length at which the second value is reached")
+    right = arguments.pair(function, "right", right, "the rewards at length 0 and at max_length, for example (1.0, 0.5)")
+    wrong = arguments.pair(function, "wrong", wrong, "the rewards at length 0 and at max_length, for example (-1.0, -0.5)")
     counted, size = arguments.rows(function, valid, lengths=lengths)
     good = arguments.flags(function, "correct", correct, counted)
     share = size / most

@@ -44,10 +44,13 @@ def difficulty_budget(
     Source: PixelThink (arXiv 2505.23727); thresholds and budgets are its code's.
     """
     function = "difficulty_budget"
-    if not (isinstance(thresholds, tuple) and len(thresholds) == 2 and thresholds[0] <= thresholds[1]):
+    low, high = arguments.pair(function, "thresholds", thresholds, "(3.5, 5.0) are PixelThink's")
+    if low > high:
         checks.fail(function, "thresholds", "two numbers that do not fall", thresholds, "(3.5, 5.0) are PixelThink's")
+    given = {"easy": (easy, "96.0 is PixelThink's"), "hard": (hard, "256.0 is PixelThink's"), "scale": (scale, "25.0 is PixelThink's")}
+    easy, hard, scale = (arguments.real(function, name, value, fix) for name, (value, fix) in given.items())
     counted, level, doubt = arguments.rows(function, None, difficulty=difficulty, uncertainty=uncertainty)
     budget = torch.where(
-        level >= thresholds[1], hard + scale * doubt, torch.full_like(level, easy).masked_fill_(level >= thresholds[0], math.inf)
+        level >= high, hard + scale * doubt, torch.full_like(level, easy).masked_fill_(level >= low, math.inf)
     )
     return arguments.result(budget, counted, difficulty, uncertainty)
