@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench import records, report
-from bench.measure import Case
+from bench.measure import Case, exact_products
 from bench.problems import PROBLEMS
 from bench.shapes import TABLES
 
@@ -41,9 +41,8 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(scope="session")
 def device(pytestconfig):
-    """The device of the table of shapes. Matrix products are exact: no TF32, no reduced sums."""
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    """The device of the table of shapes."""
+    exact_products()
     if pytestconfig.getoption("shapes") != "gpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():

@@ -1,69 +1,82 @@
-"""One command on a GPU machine: correctness first, then the timings; everything goes into bench/records.
+"""One command on a GPU machine: correctness first, then the timings; everything goes into bench/records, or into a folder of choice.
 
     python -m bench.gpu                          # all steps (make bench-gpu)
     python -m bench.gpu --steps timings,plots    # some of them, where one sitting is too short
     python -m bench.gpu --steps timings -- -k "eager and m0.5"
+    python -m bench.gpu --day --out OUT --minutes 9    # a sitting on a borrowed machine (scripts/gpu_day.sh)
 
-A step that finds something wrong ends the run: what is not right is not timed (a peer's wrong answer fails its own time only). A tool
-that is missing is reported and left out.
+A self-test that finds something wrong ends the run (a day goes on: there is no second one); any other step that does is reported, and
+the next one runs. No wrong answer is timed. A tool that is missing or does not work is reported and left out.
 """
 
 import argparse
 import csv
-import os
+import functools
+import json
 import pathlib
-import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from typing import NamedTuple
+import traceback
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from bench import verdict
+from bench.steps import ROOT, Outcome, Step, execute, run
+
 REPEATS = 50
-LOG = ROOT / "bench" / "records" / "gpu-checks.csv"
-PYTHON = (sys.executable, "-m")
-TIMINGS = (*PYTHON, "pytest", "bench", "--benchmark-only", "--shapes", "gpu", "-q")
-NO_DEVICE = (
-    "bench-gpu needs a CUDA device, and torch {version} sees none here; "
-    "on a machine with a GPU install a CUDA build of torch, on a CPU run `make bench`"
-)
+HOURS = 6 * 3600.0  # a step's limit where the run has none
+RECORDS, LOGS = ROOT / "bench" / "records", ROOT / "build" / "bench-gpu"
+CHECKS = "gpu-checks.csv"
+RESERVED = 15.0  # seconds of a day for what a stopped step leaves behind, and for the verdict
+FAULTS = ("-o", "faulthandler_timeout=40", "--continue-on-collection-errors")
+# What a day proves, by process: a fault of the device spoils the rest of its process.
+TESTS = {
+    "rows": ("tests/test_gpu_rows.py",),
+    "loss": ("tests/test_gpu_loss.py", "tests/test_integrations_flash_attention.py"),
+    "segments": ("tests/test_segments_gpu.py",),
+    "anchor": ("tests/test_anchor_cuda.py",),
+}
 
 
-class Step(NamedTuple):
-    """A command of its own process, and what it is for."""
+def steps_of(out: pathlib.Path, kept: pathlib.Path, device: str) -> dict[str, Step]:
+    """Every step by name, with logs and reports in `out` and records in `kept`; on a CPU (to try the run itself) with small shapes."""
+    python, on_gpu = (sys.executable, "-m"), device == "cuda"
 
-    name: str
-    about: str
-    command: tuple[str, ...]
-    tool: str | None = None  # left out where this program is not installed
-    environment: dict[str, str] = {}
-    ends: bool = True  # what fails here ends the run
+    def tests(name: str, seconds: float, least: float) -> Step:
+        files = ("-p", "bench.progress", "--progress", str(out / f"tests-{name}.jsonl"), f"--junitxml={out / f'tests-{name}.xml'}")
+        command = (*python, "pytest", "-v", "-m", "gpu", "-p", "no:cacheprovider", *FAULTS, *files, *TESTS[name])
+        about = f"the tests that need a GPU: {', '.join(TESTS[name])}"
+        return Step(f"tests-{name}", about, command, environment=on, seconds=seconds, least=least)
 
+    def sanitizer(tool: str, about: str) -> Step:
+        options = ("--tool", tool, "--error-exitcode", "99", "--target-processes", "application-only", "--report-api-errors", "no")
+        # Without torch's cache every tensor is an allocation of its own, so that a byte past its end is seen.
+        alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        program = (*options, sys.executable)
+        probe = (*program, "-c", f"import torch; print(torch.ones(2, device='{device}').sum().item())")
+        return Step(tool, about, (*program, "-m", *kernels), "compute-sanitizer", alone, probe=probe, seconds=120, least=60)
 
-def _sanitizer(tool: str, about: str) -> Step:
-    options = ("--tool", tool, "--error-exitcode", "1", "--target-processes", "application-only")
-    kernels = (*PYTHON, "bench.kernels", "--device", "cuda")
-    # Without torch's cache every tensor is an allocation of its own, so that a byte past its end is seen.
-    alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    return Step(tool, about, ("compute-sanitizer", *options, *kernels), "compute-sanitizer", alone)
-
-
-STEPS = (
-    Step("doctor", "every operation against the float64 reference", (*PYTHON, "gigpo_fast", "doctor", "--selftest")),
-    Step("tests", "the tests that need a GPU", (*PYTHON, "pytest", "-q", "-m", "gpu")),
-    _sanitizer("memcheck", "reads and writes outside of allocations, in every kernel"),
-    _sanitizer("racecheck", "hazards in shared memory, in every kernel"),
-    Step("repeats", f"{REPEATS} runs of every kernel give the same bits", (*PYTHON, "bench.kernels", "--repeats", str(REPEATS))),
-    Step("timings", "every peer at every GPU shape", (*TIMINGS, "--record", str(LOG.with_name("gpu.csv"))), ends=False),
-    Step("plots", "pictures of the record", (*PYTHON, "bench.plots")),
-)
-
-
-class Outcome(NamedTuple):
-    step: str
-    result: str  # ok, wrong, or why it was left out
-    seconds: float
+    on = {} if on_gpu else {"GIGPO_FAST_GPU_TESTS_ON": device}
+    kernels = ("bench.kernels", "--device", device)
+    repeats, small = (REPEATS, "gpu") if on_gpu else (2, "tiny")
+    timings = ("pytest", "bench", "--benchmark-only", "--shapes", small, "-q", "--record", str(kept / "gpu.csv"))
+    steps = (
+        Step("machine", "what this machine has", (*python, "bench.about", str(out / "machine.json"), "--device", device),
+             ends=True, seconds=45, least=10),
+        Step("doctor", "every operation against the float64 reference", (*python, "gigpo_fast", "doctor", "--selftest"),
+             ends=True, seconds=75, least=20),
+        tests("rows", 75, 20),
+        tests("loss", 110, 30),
+        tests("segments", 45, 15),
+        tests("anchor", 45, 15),
+        Step("shapes", "six shapes: ours, bare matrix products, peers at hand",
+             (*python, "bench.quick", "--device", device, "--shapes", small, "--record", str(kept / "gpu.csv")), seconds=150, least=45),
+        Step("repeats", f"{repeats} runs of every kernel give the same bits",
+             (*python, *kernels, "--repeats", str(repeats), "--report", str(out / "kernels.jsonl")), seconds=60, least=15),
+        sanitizer("memcheck", "reads and writes outside of allocations, in every kernel"),
+        sanitizer("racecheck", "hazards in shared memory, in every kernel"),
+        Step("timings", "every peer at every GPU shape", (*python, *timings)),
+        Step("plots", "pictures of the record", (*python, "bench.plots", str(kept / "gpu.csv"))),
+    )  # fmt: skip
+    return {step.name: step for step in steps}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -71,77 +84,75 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     own, extra = (arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]) if "--" in arguments else (arguments, [])
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=_chosen, default=STEPS, help=f"of {', '.join(step.name for step in STEPS)}; in this order")
+    names = list(steps_of(LOGS, RECORDS, "cuda"))
+    parser.add_argument("--steps", type=functools.partial(_chosen, names), help=f"of {', '.join(names)}; in this order")
     parser.add_argument("--check", action="store_true", help="only say whether there is a CUDA device")
+    parser.add_argument("--out", type=pathlib.Path, help="folder of all files (default: records in bench/records, logs in build/bench-gpu)")
+    parser.add_argument("--minutes", type=float, help="of all steps together; the last ones are dropped where they do not suffice")
+    parser.add_argument("--day", action="store_true", help="a sitting on a borrowed machine: no step ends it, and no timings, plots")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: try the run itself, small, without a GPU")
     options = parser.parse_args(own)
-    device = device_name()
-    if device is None:
-        import torch
-
-        print(NO_DEVICE.format(version=torch.__version__), file=sys.stderr)
-        return 2
+    out, kept = ((options.out or default).resolve() for default in (LOGS, RECORDS))
+    for folder in (out, kept):
+        folder.mkdir(parents=True, exist_ok=True)
     if options.check:
-        print(device)
-        return 0
-    steps = [step._replace(command=(*step.command, *extra)) if step.name == "timings" else step for step in options.steps]
-    outcomes = run(steps, execute=_execute)
-    _log(outcomes, device)
-    return int(any(outcome.result == "wrong" for outcome in outcomes))
+        ran = subprocess.run([sys.executable, "-m", "bench.about", str(out / "machine.json")], cwd=ROOT, check=False)
+        return ran.returncode
+    steps = steps_of(out, kept, options.device)
+    left_out = ("timings", "plots") if options.day else ("shapes",)
+    chosen = [steps[name] for name in options.steps or [name for name in names if name not in left_out]]
+    chosen = [step._replace(command=(*step.command, *extra)) if step.name == "timings" else step for step in chosen]
+    if options.day:
+        chosen = [step._replace(ends=step.name == "machine") for step in chosen]
+    if options.minutes is None:
+        chosen = [step._replace(seconds=HOURS) for step in chosen]
+    outcomes = sitting(chosen, out, kept, options.minutes)
+    no_device = any(outcome.step == "machine" and outcome.failed for outcome in outcomes)
+    return 2 if no_device else int(any(outcome.failed for outcome in outcomes))
 
 
-def run(steps: list[Step] | tuple[Step, ...], *, execute: Callable[[Step], int]) -> list[Outcome]:
-    """The steps in turn, with a line before and after each; ends after the first that fails."""
-    outcomes = []
-    for number, step in enumerate(steps, 1):
-        print(f"[{number}/{len(steps)}] {step.name}: {step.about}", flush=True)
-        if step.tool is not None and shutil.which(step.tool) is None:
-            outcomes.append(Outcome(step.name, f"{step.tool} is not installed", 0.0))
-        else:
-            started = time.perf_counter()
-            failed = execute(step) != 0
-            outcomes.append(Outcome(step.name, "wrong" if failed else "ok", time.perf_counter() - started))
-        print(f"[{number}/{len(steps)}] {step.name}: {outcomes[-1].result}, {outcomes[-1].seconds:.0f} s", flush=True)
-        if outcomes[-1].result == "wrong" and step.ends:
-            left = [later.name for later in steps[number:]]
-            print(f"{step.name} found something wrong; not run: {', '.join(left) or 'nothing'}", file=sys.stderr)
-            break
+def sitting(steps: list[Step], out: pathlib.Path, kept: pathlib.Path, minutes: float | None) -> list[Outcome]:
+    """Run the steps, with their outcomes logged and the verdict written anew after each: what stops the run leaves the last one."""
+    for path in (*out.glob("*.log"), *out.glob("*.jsonl"), *out.glob("tests-*.xml"), out / "machine.json"):
+        if path.name != "run.log":  # which scripts/gpu_day.sh is writing
+            path.unlink(missing_ok=True)  # of an earlier run
+    outcomes: list[Outcome] = []
+
+    def seen(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        _log(outcome, _about(out), kept / CHECKS)
+        try:
+            (out / "verdict.md").write_text(verdict.text(out, kept / "gpu.csv", outcomes, minutes), encoding="utf-8")
+        except Exception:  # the run matters more than its summary; all that it is made from is in the folder
+            (out / "verdict.md").write_text(f"# Verdict\n\nThe summary failed:\n\n{traceback.format_exc()}\n", encoding="utf-8")
+
+    seconds = None if minutes is None else 60 * minutes - RESERVED
+    run(steps, execute=lambda step, limit: execute(step, limit, out), seconds=seconds, seen=seen)
+    print(f"verdict: {out / 'verdict.md'}")
     return outcomes
 
 
-def device_name() -> str | None:
-    """The current CUDA device's name, None without one."""
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+def _about(out: pathlib.Path) -> dict:
+    path = out / "machine.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _chosen(text: str) -> tuple[Step, ...]:
-    names = text.split(",")
-    unknown = sorted(set(names) - {step.name for step in STEPS})
+def _chosen(names: list[str], text: str) -> list[str]:
+    wanted = text.split(",")
+    unknown = sorted(set(wanted) - set(names))
     if unknown:
-        raise argparse.ArgumentTypeError(f"unknown steps {unknown}; choose from {[step.name for step in STEPS]}")
-    return tuple(step for step in STEPS if step.name in names)
+        raise argparse.ArgumentTypeError(f"unknown steps {unknown}; choose from {names}")
+    return [name for name in names if name in wanted]
 
 
-def _execute(step: Step) -> int:
-    return subprocess.run(step.command, cwd=ROOT, env={**os.environ, **step.environment}, check=False).returncode
-
-
-def _log(outcomes: list[Outcome], device: str, path: pathlib.Path = LOG, where=None) -> None:
-    from bench import records
-
-    if where is None:
-        import torch
-
-        where = records.machine(torch.device("cuda"))
+def _log(outcome: Outcome, about: dict, path: pathlib.Path) -> None:
     new = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         if new:
             writer.writerow(("date", "commit", "device", "torch", "triton", *Outcome._fields))
-        for step, result, seconds in outcomes:
-            writer.writerow((where.date, where.commit, device, where.torch, where.triton, step, result, round(seconds)))
+        where = [about.get(name, "unknown") for name in ("date", "commit", "device", "torch", "triton")]
+        writer.writerow((*where, outcome.step, outcome.result, round(outcome.seconds)))
 
 
 if __name__ == "__main__":

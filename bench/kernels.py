@@ -1,15 +1,20 @@
 """Every kernel once, small, through the public functions: what compute-sanitizer watches, and what is repeated for equal bits.
 
 python -m bench.kernels --device cuda --repeats 50
+python -m bench.kernels --report kernels.jsonl      # one JSON line a case, at once: what happened, and which kernels were launched
 """
 
 import argparse
+import functools
+import json
+import pathlib
 import sys
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from bench import launches
 from gigpo_fast import advantage, anchor
 from gigpo_fast.logprob import Head, linear_token_log_probs, token_log_probs
 from gigpo_fast.loss import linear_policy_loss
@@ -43,22 +48,40 @@ def cases(device: torch.device) -> Iterator[tuple[str, Callable[[], Outputs]]]:
     yield "anchor ids of bytes", lambda: anchor.group_states((numbers[:, None] + torch.arange(77, device=device)).to(torch.uint8))._asdict()
 
 
-def run(device: torch.device, repeats: int) -> list[str]:
-    """Run every case `repeats` times; returns what differed from the first time or was not finite."""
-    wrong = []
+def run(device: torch.device, repeats: int, report: pathlib.Path | None = None) -> list[str]:
+    """Run every case `repeats` times; returns what failed, was not finite or differed from the first time."""
+    wrong, launched = [], launches.watched()
+
+    def tell(name: str, result: str, found: list[str]) -> None:
+        if report is not None:
+            line = {"name": name, "result": result, "note": "; ".join(found), "kernels": sorted(launched)}
+            with report.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
     for name, function in cases(device):
-        first = function()
-        infinite = [key for key, value in first.items() if value.is_floating_point() and not value.isfinite().all()]
-        differs: set[str] = set()
-        for _ in range(repeats - 1):
-            again = function()
-            differs |= {key for key, value in first.items() if not torch.equal(value, again[key])}
-        wrong += [f"{name}: {key} is not finite" for key in infinite]
-        wrong += [f"{name}: {key} differs between two of {repeats} runs" for key in sorted(differs)]
-        print(f"  {'WRONG' if infinite or differs else 'ok   '}  {name}, {repeats} times", flush=True)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        launched.clear()
+        launched.told = functools.partial(tell, name, "begun", [])
+        try:
+            found = _repeated(function, repeats)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+        except Exception as error:  # the next case may run; after a fault of the device none does, and each says so
+            found = [f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"]
+        wrong += [f"{name}: {what}" for what in found]
+        print(f"  {'WRONG' if found else 'ok   '}  {name}, {repeats} times", flush=True)
+        tell(name, "failed" if found else "passed", found)
+    launched.told = None
     return wrong
+
+
+def _repeated(function: Callable[[], Outputs], repeats: int) -> list[str]:
+    first = function()
+    infinite = [key for key, value in first.items() if value.is_floating_point() and not value.isfinite().all()]
+    differs: set[str] = set()
+    for _ in range(repeats - 1):
+        again = function()
+        differs |= {key for key, value in first.items() if not torch.equal(value, again[key])}
+    return [f"{key} is not finite" for key in infinite] + [f"{key} differs between two of {repeats} runs" for key in sorted(differs)]
 
 
 def _inputs(device: torch.device, dtype: torch.dtype) -> Outputs:
@@ -119,8 +142,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", help="cuda (default) or cpu")
     parser.add_argument("--repeats", type=int, default=1, help="how often each case runs; the bits must be equal")
+    parser.add_argument("--report", type=pathlib.Path, help="append a line of JSON a case to this file")
     options = parser.parse_args(arguments)
-    wrong = run(torch.device(options.device), options.repeats)
+    wrong = run(torch.device(options.device), options.repeats, options.report)
     print("\n".join(wrong) or "every kernel ran, and every run gave the same bits")
     return int(bool(wrong))
 

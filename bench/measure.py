@@ -18,6 +18,12 @@ SECONDS = 1.0  # that the rounds of a pair may take, within these numbers of rou
 MOST_ROUNDS = 9
 
 
+def exact_products() -> None:
+    """Matrix products are exact: no TF32, no reduced sums."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+
+
 class Case:
     """A problem at a shape: the batch and its float64 answer, computed once."""
 

@@ -3,6 +3,7 @@
 import csv
 import datetime
 import functools
+import hashlib
 import os
 import pathlib
 import platform
@@ -72,13 +73,21 @@ def machine(device: torch.device) -> Machine:
 
 @functools.cache
 def commit(folder: pathlib.Path = FOLDER.parent) -> str:
-    """git describe of the clone this runs from, "unknown" outside one."""
+    """git describe of the clone this runs from; outside one "no git" and a digest of the product's sources, which tells two texts apart."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     except OSError:
-        return "unknown"
-    return ran.stdout.strip() if ran.returncode == 0 and ran.stdout.strip() else "unknown"
+        return _without_git()
+    return ran.stdout.strip() if ran.returncode == 0 and ran.stdout.strip() else _without_git()
+
+
+def _without_git() -> str:
+    root, digest = FOLDER.parent.parent, hashlib.sha256()
+    for path in sorted(path for top in ("gigpo_fast", "kernels", "csrc") for path in (root / top).rglob("*")):
+        if path.suffix in (".py", ".cu", ".cpp", ".h") and "__pycache__" not in path.parts:
+            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return f"no git, sources {digest.hexdigest()[:12]}"
 
 
 def processor() -> str:

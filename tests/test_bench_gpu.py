@@ -1,6 +1,6 @@
 """`make bench-gpu` without a GPU: its steps and their order, what it refuses, and that its kernel script launches every kernel."""
 
-import ast
+import json
 import math
 import os
 import pathlib
@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from bench import gpu, kernels, records
+from bench import gpu, kernels, launches, records
 from gigpo_fast import backend
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -18,45 +18,58 @@ CPU = torch.device("cpu")
 MACHINE = records.Machine("2026-01-02 03:04", "abc1234", "a GPU", 2, "2.13.0", "none", "0.8")
 
 
-def test_bench_gpu_refuses_without_a_gpu(monkeypatch, capsys):
-    monkeypatch.setattr(gpu, "device_name", lambda: None)
-    monkeypatch.setattr(gpu, "run", lambda *_, **__: pytest.fail("a step was run"))
-    assert gpu.main([]) == gpu.main(["--check"]) == 2
-    assert "bench-gpu needs a CUDA device" in capsys.readouterr().err
-
-
-def test_bench_gpu_steps(monkeypatch, tmp_path):
+@pytest.fixture
+def executed(monkeypatch, tmp_path):
+    """The steps that are run instead of being run; every one is ok."""
     seen = []
-    monkeypatch.setattr(gpu, "device_name", lambda: "a GPU")
-    monkeypatch.setattr(gpu, "_log", lambda outcomes, device: seen.append((outcomes, device)))
-    monkeypatch.setattr(gpu, "_execute", lambda step: seen.append(step) or 0)
-    monkeypatch.setattr(gpu.shutil, "which", lambda tool: None if tool == "compute-sanitizer" else tool)
+    monkeypatch.setattr(gpu, "execute", lambda step, limit, out: seen.append((step, limit)) or "ok")
+    monkeypatch.setattr(gpu, "RECORDS", tmp_path / "records")
+    monkeypatch.setattr(gpu, "LOGS", tmp_path / "logs")
+    return seen
+
+
+def test_bench_gpu_refuses_without_a_gpu(tmp_path, monkeypatch, capfd):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    monkeypatch.setattr(gpu, "RECORDS", tmp_path)
+    assert gpu.main(["--out", str(tmp_path)]) == gpu.main(["--check"]) == 2
+    out = "".join(capfd.readouterr())
+    assert out.count("bench-gpu needs a CUDA device") == 2 and out.count("not run: machine found something wrong") == 8 + 2
+
+
+def test_bench_gpu_steps(executed, tmp_path):
     assert gpu.main([]) == 0
-    *steps, (outcomes, device) = seen
-    assert [step.name for step in steps] == ["doctor", "tests", "repeats", "timings", "plots"] and device == "a GPU"
-    assert [o.result for o in outcomes][2:4] == ["compute-sanitizer is not installed"] * 2
-    assert [outcome.step for outcome in outcomes] == [step.name for step in gpu.STEPS], "correctness first"
-    seen.clear()
+    tests = [f"tests-{name}" for name in gpu.TESTS]
+    names = ["machine", "doctor", *tests, "repeats", "memcheck", "racecheck", "timings", "plots"]
+    assert [step.name for step, _ in executed] == names, "correctness first, and no limit but the hours"
+    assert all(limit == gpu.HOURS for _, limit in executed)
+    assert (tmp_path / "logs" / "verdict.md").exists() and (tmp_path / "records" / gpu.CHECKS).exists()
+    executed.clear()
     assert gpu.main(["--steps", "plots,timings", "--", "-k", "eager"]) == 0
-    assert [step.name for step in seen[:-1]] == ["timings", "plots"]
-    assert seen[0].command[-2:] == ("-k", "eager") and "-k" not in seen[1].command
+    assert [step.name for step, _ in executed] == ["timings", "plots"]
+    timings, plots = (step.command for step, _ in executed)
+    assert timings[-2:] == ("-k", "eager") and "-k" not in plots and str(tmp_path / "records" / "gpu.csv") in timings
+    executed.clear()
+    assert gpu.main(["--day", "--minutes", "9", "--out", str(tmp_path / "day")]) == 0
+    assert [step.name for step, _ in executed] == ["machine", "doctor", *tests, "shapes", "repeats", "memcheck", "racecheck"]
+    assert all(limit <= 150 for _, limit in executed) and [step.name for step, _ in executed if step.ends] == ["machine"]
+    assert sorted(path.name for path in (tmp_path / "day").iterdir()) == [gpu.CHECKS, "verdict.md"]
     with pytest.raises(SystemExit):
         gpu.main(["--steps", "speed"])
 
 
-@pytest.mark.parametrize("bad, run", [("doctor", 1), ("repeats", 5), ("timings", 7)])
-def test_bench_gpu_ends_at_what_is_wrong(bad, run, monkeypatch, capsys):
-    monkeypatch.setattr(gpu.shutil, "which", lambda tool: tool)
-    outcomes = gpu.run(gpu.STEPS, execute=lambda step: int(step.name == bad))
-    assert len(outcomes) == run and [o.step for o in outcomes if o.result == "wrong"] == [bad]
-    if run < len(gpu.STEPS):
-        assert f"{bad} found something wrong; not run: " in capsys.readouterr().err
+@pytest.mark.parametrize("bad, others", [("doctor", []), ("repeats", ["memcheck", "timings"]), ("timings", ["plots"])])
+def test_only_a_selftest_that_is_wrong_ends_bench_gpu(bad, others, executed, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "execute", lambda step, limit, out: executed.append(step.name) or ("wrong" if step.name == bad else "ok"))
+    assert gpu.main([]) == 1
+    assert set(others) <= set(executed) and (bad != "doctor" or executed == ["machine", "doctor"])
+    assert ("not run: doctor found something wrong" in capsys.readouterr().out) == (bad == "doctor")
 
 
 def test_bench_gpu_logs_every_step(tmp_path):
-    path = tmp_path / "records" / "checks.csv"
+    path = tmp_path / "checks.csv"
     for result in ("ok", "wrong"):
-        gpu._log([gpu.Outcome("doctor", result, 2.6)], "a GPU", path, MACHINE)
+        gpu._log(gpu.Outcome("doctor", result, 2.6), MACHINE._asdict(), path)
     lines = path.read_text().splitlines()
     assert lines[0] == "date,commit,device,torch,triton,step,result,seconds"
     assert lines[1:] == [f"2026-01-02 03:04,abc1234,a GPU,2.13.0,none,doctor,{result},3" for result in ("ok", "wrong")]
@@ -71,6 +84,22 @@ def test_kernels_that_differ_between_runs_are_reported(monkeypatch, capsys):
     assert "a: loss differs between two of 3 runs" in out and "b: loss is not finite" in out
 
 
+def test_a_kernel_case_that_raises_is_reported_with_its_kernels_and_the_next_one_runs(monkeypatch, tmp_path):
+    def raises():
+        launches.watched().note("rows_forward_kernel")
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    monkeypatch.setattr(kernels, "cases", lambda device: iter([("a", raises), ("b", lambda: {"loss": torch.zeros(())})]))
+    assert kernels.main(["--device", "cpu", "--report", str(tmp_path / "k.jsonl")]) == 1
+    lines = [json.loads(line) for line in (tmp_path / "k.jsonl").read_text().splitlines()]
+    assert [(line["name"], line["result"], line["kernels"]) for line in lines] == [
+        ("a", "begun", ["rows_forward_kernel"]),
+        ("a", "failed", ["rows_forward_kernel"]),
+        ("b", "passed", []),
+    ]
+    assert lines[1]["note"] == "RuntimeError: CUDA error: an illegal memory access was encountered"
+
+
 def test_the_kernel_script_repeats_on_this_machine(capsys):
     assert kernels.main(["--device", "cpu", "--repeats", "2"]) == 0
     assert "every run gave the same bits" in capsys.readouterr().out
@@ -79,25 +108,12 @@ def test_the_kernel_script_repeats_on_this_machine(capsys):
 def test_the_kernel_script_launches_every_triton_kernel():
     if backend.why_not_triton(CPU) is not None and "not installed" in backend.why_not_triton(CPU):
         pytest.skip("triton is not installed")
-    jitted = set()
-    for path in (ROOT / "kernels").glob("*.py"):
-        for node in ast.parse(path.read_text()).body:
-            if (
-                isinstance(node, ast.FunctionDef)
-                and node.name.endswith("_kernel")
-                and any("jit" in ast.dump(d) for d in node.decorator_list)
-            ):
-                jitted.add(node.name)
+    jitted = {name for name in launches.names() if name.endswith("_kernel")}
     code = """
 import torch
-from triton.runtime import interpreter
-from bench import kernels
+from bench import kernels, launches
 
-launched, launch = set(), interpreter.GridExecutor.__call__
-def watched(self, *arguments, **keywords):
-    launched.add(self.fn.__name__)
-    return launch(self, *arguments, **keywords)
-interpreter.GridExecutor.__call__ = watched
+launched = launches.watched()
 for name, function in kernels.cases(torch.device("cpu")):
     if "16" not in name and "64" not in name:  # one dtype is enough to see what is launched
         function()
