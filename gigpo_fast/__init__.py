@@ -29,6 +29,7 @@ __all__ = [
     "pairwise",
     "recipes",
     "reward",
+    "rollouts",
     "testing",
     "validation",
 ]

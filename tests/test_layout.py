@@ -57,6 +57,7 @@ LEVELS = {
     "recipes": 5,
     "distributed": 5,
     "tokens": 5,
+    "rollouts": 5,
     "main_grad": 4,
     "testing": 6,
     "selftest": 6,
