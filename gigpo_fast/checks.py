@@ -131,7 +131,8 @@ def tensor(
     if dtypes is not None and value.dtype not in dtypes:
         fail(function, name, _expected(shape or tuple(value.shape), dtypes), value, fix, error=TypeError)
     if device is not None and value.device != device:
-        fail(function, name, f"on {device}", f"{describe(value)} on {value.device}", "move it with .to(device)")
+        here = " on cpu" if value.device.type == "cpu" else ""  # which describe leaves out
+        fail(function, name, f"on {device}", f"{describe(value)}{here}", "move it with .to(device)")
     return value
 
 

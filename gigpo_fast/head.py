@@ -74,7 +74,7 @@ def ready_head(function: str, hidden: Tensor, head: Tensor | Head, temperature: 
     elif head.vocab_size is not None:
         real = check_vocab_size(function, "head.vocab_size", head.vocab_size, weight.shape[0])
         weight, bias = weight[:real], None if bias is None else bias[:real]
-    if torch.is_autocast_enabled(hidden.device.type):
+    if hidden.device.type != "meta" and torch.is_autocast_enabled(hidden.device.type):  # no autocast is there for meta tensors
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     if hidden.dtype != weight.dtype:

@@ -56,6 +56,8 @@ def check_plan(
     function: str, plan: Plan, mask: Tensor, advantages: Tensor, sequences: Sequences | None, objective: PolicyObjective
 ) -> None:
     """Refuse a plan of another shape or kind of objective; which tokens it names is compared under full validation."""
+    if not isinstance(plan, Plan):
+        checks.fail(function, "plan", "a Plan or None", plan, "plan_tokens(mask, advantages, objective=...) makes it", error=TypeError)
     if sequences is not None and sequences.group_name:
         checks.fail(function, "plan", "None where sequences are cut over ranks", plan.shape, "leave it out: the ranks plan together")
     expected, fix = f"made by plan_tokens for shape {tuple(mask.shape)} and this objective", "make it anew for each batch"

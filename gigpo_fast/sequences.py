@@ -46,6 +46,9 @@ def sequences_of(
             function, "sequence_ids", sequence_ids, shape=tuple(mask.shape), dtypes=(torch.int64,), device=mask.device, fix=fix
         )
     if not needed:
+        if sequence_ids is not None and checks.values_wanted(sequence_ids, mask):
+            labels = sequence_ids.reshape(-1)
+            _no_label(function, mask, mask.reshape(-1) & (labels < 0), labels)
         return None
     whole = Denominator(1.0) if denominator is None else denominator
     if sequence_ids is None:
@@ -53,15 +56,7 @@ def sequences_of(
     trained = mask.reshape(-1)
     labels = torch.where(trained, sequence_ids.reshape(-1), -1)
     nowhere = trained & (labels < 0)
-    fault = _fault(
-        function,
-        "sequence_ids",
-        mask,
-        nowhere,
-        "labels >= 0 at trained tokens",
-        lambda place: f"{int(labels[place])}",
-        "give every token the label of its sequence, trained or not; -1 is padding, of no sequence",
-    )
+    fault = _no_label(function, mask, nowhere, labels)
     if whole.per_sequence is None:
         ids = dense_labels(labels)
         return Sequences(ids, count_trained(ids, trained, ids.shape[0]), "", fault)
@@ -83,6 +78,19 @@ def sequences_of(
     sequences = Sequences(ids, lengths, whole.sequence_group, fault)
     own = count_trained(ids, trained & ~unknown, lengths.shape[0])
     return _check_lengths(function, mask, sequences, own, pooled)
+
+
+def _no_label(function: str, mask: Tensor, nowhere: Tensor, labels: Tensor) -> Tensor:
+    """0-dim bool, whether a trained token is of no sequence."""
+    return _fault(
+        function,
+        "sequence_ids",
+        mask,
+        nowhere,
+        "labels >= 0 at trained tokens",
+        lambda place: f"{int(labels[place])}",
+        "give every token the label of its sequence, trained or not; -1 is padding, of no sequence",
+    )
 
 
 def count_trained(ids: Tensor, trained: Tensor, size: int) -> Tensor:

@@ -148,7 +148,10 @@ def _total(function, denominator, objective, mask, sequences, dtype) -> Tensor:
 
 
 def _ready_extras(function, objective, shape, device, dtype, mask, extras, densities) -> dict[str, Tensor]:
-    extras = extras or {}
+    extras = {} if extras is None else extras
+    if not isinstance(extras, dict):
+        fix = 'pass a dict, for example extras={"weights": ...}'
+        checks.fail(function, "extras", "a dict from names to tensors", type(extras).__name__, fix, error=TypeError)
     wanted = set(objective.reads)
     if set(extras) != wanted:
         missing, unread = sorted(wanted - set(extras)), sorted(set(extras) - wanted)

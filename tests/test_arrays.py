@@ -47,7 +47,7 @@ OF_SHAPE = {  # arguments that differ between functions
     ("leave_one_out_advantages", "trajectory"): torch.arange(8), ("group_advantages", "trajectory"): torch.arange(8),
     ("all_pairs", "group"): GROUP, ("all_pairs", "scores"): torch.arange(8.0),
 }  # fmt: skip
-SETTINGS = {"gamma": 0.5, "alpha": 0.5, "lam": 0.5, "k": 2, "max_length": 10, "buffer": 5, "max_calls": 4, "threshold": 0.5, "coefficient": 0.1, "depth": 2}
+SETTINGS = {"gamma": 0.5, "alpha": 0.5, "lam": 0.5, "k": 2, "max_length": 10, "buffer": 5, "max_calls": 4, "threshold": 0.5, "coefficient": 0.1, "depth": 2, "temperature": 0.5}
 OTHERS = {
     "running_scale": {"state": reward.RunningMoments(0.0, 0.0, 0.0)},
     "normalise": {"group": GROUP}, "transitions": {"valid": None},  # of rows that are not valid it has other numbers
@@ -59,6 +59,8 @@ FUNCTIONS = {
     for name in module.__all__
     if inspect.isfunction(getattr(module, name)) and any(_is_tensor(p.annotation) for p in inspect.signature(getattr(module, name)).parameters.values())
 }
+
+NONE_MEANS = {("advantage.graph_advantages", "success"), ("reward.cost_penalty", "weights")}  # nobody succeeded; all weights 1
 
 
 def arguments(name: str, function) -> dict:
@@ -114,6 +116,18 @@ def test_what_holds_no_numbers_is_named(name):
         with pytest.raises(TypeError, match=f"{function.__name__}: {key} must be a tensor, or a list or array of numbers, got .*; pass numbers"):
             function(**{**given, key: wrong})
     assert pickle.loads(pickle.dumps(function)) is function
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_is_no_column_of_rows_is_named(name):
+    function = FUNCTIONS[name]
+    given, parameters = arguments(name, function), inspect.signature(function).parameters
+    for key in [key for key, value in given.items() if isinstance(value, Tensor)]:
+        for wrong in (None, "text", 1.5, object(), {"a": 1}, torch.tensor(1.0), torch.zeros(2, 2, 2, 2)):
+            if wrong is None and (parameters[key].default is None or (name, key) in NONE_MEANS):
+                continue
+            with pytest.raises((TypeError, ValueError), match=r"^\w+: \w+ must be .*, got .*; \w+"):
+                function(**{**given, key: wrong})
 
 
 def test_a_list_has_no_dtype_and_an_array_keeps_its_own():

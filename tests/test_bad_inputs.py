@@ -53,6 +53,9 @@ def test_tensors_an_objective_needs_and_those_it_does_not_read(function, call):
          lambda: call(B, WEIGHTED))  # fmt: skip
     says(ValueError, f"{function}: extras must be exactly the names the objective reads, [], got ['weights'] (missing [], unread ['weights']); pass the",
          lambda: call(extras={"weights": B.weights}))  # fmt: skip
+    says(TypeError, f"{function}: extras must be a dict from names to tensors, got 'list'; pass a dict, for example extras={{\"weights\": ...}}",
+         lambda: call(B, WEIGHTED, extras=[B.weights]))  # fmt: skip
+    assert call(B, WEIGHTED, extras={"weights": B.weights}).loss.isfinite()
     says(TypeError, f"{function}: extras['weights'] must be (3, 4)", lambda: call(B, WEIGHTED, extras={"weights": B.token_ids}))
 
 
@@ -260,3 +263,38 @@ def test_log_probs():
     )
     says(ValueError, "linear_policy_loss: token_ids must be (B, T) or packed (N,), got (1, 3, 4) int64; flatten further dimensions",
          lambda: linear_policy_loss(B.hidden[None], B.weight, B.token_ids[None], B.advantages[None], B.mask[None], objective=PLAIN))  # fmt: skip
+
+
+def test_a_plan_is_what_plan_tokens_makes():
+    says(TypeError, "linear_policy_loss: plan must be a Plan or None, got 'auto'; plan_tokens(mask, advantages, objective=...) makes it",
+         lambda: linear(plan="auto"))  # fmt: skip
+    made = plan_tokens(B.mask, B.advantages, objective=PLAIN)
+    torch.testing.assert_close(linear(plan=made).loss, linear().loss)
+
+
+@BOTH
+def test_a_trained_token_of_no_sequence_is_refused_also_where_the_objective_reads_no_sequences(function, call):
+    labels = torch.arange(3)[:, None].repeat(1, 4)
+    want = call(sequence_ids=labels.masked_fill(~B.mask, -1)).loss  # behind the mask a label is nothing
+    torch.testing.assert_close(want, call().loss)
+    place = B.mask.nonzero()[-1].tolist()
+    labels[tuple(place)] = -1
+    says(ValueError, f"{function}: sequence_ids must be labels >= 0 at trained tokens, got -1 at {place}; give every token the label",
+         lambda: call(sequence_ids=labels))  # fmt: skip
+
+
+def test_a_device_is_named_once():
+    says(ValueError, "policy_loss: mask must be on cpu, got (3, 4) bool on meta; move it with .to(device)",
+         lambda: policy(change(B, mask=B.mask.to("meta"))))  # fmt: skip
+    says(ValueError, "policy_loss: mask must be on meta, got (3, 4) bool on cpu; move it with .to(device)",
+         lambda: policy(change(B, log_probs=B.log_probs.to("meta"))))  # fmt: skip
+
+
+def test_losses_have_shapes_and_dtypes_on_meta():
+    away = change(B, **{name: getattr(B, name).to("meta") for name in ("hidden", "weight", "token_ids", "log_probs", "advantages", "mask")})
+    leaves = [away.hidden.detach().requires_grad_(), away.weight.detach().requires_grad_()]
+    output = linear(change(away, hidden=leaves[0], weight=leaves[1]))
+    output.loss.backward()
+    for one, other in zip((*output, *(leaf.grad for leaf in leaves)), (*linear(), B.hidden, B.weight), strict=True):
+        assert (one.shape, one.dtype, one.device.type) == (other.shape, other.dtype, "meta")
+    assert policy(away).loss.device.type == "meta"

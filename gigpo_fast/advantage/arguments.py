@@ -30,6 +30,16 @@ def validity(function: str, valid: Tensor | None, name: str, like: Any) -> Tenso
     return checks.mask(function, valid, tuple(like.shape), like.device, name="valid")
 
 
+def rows_of_labels(function: str, name: str, value: Any) -> int:
+    """How many labels there are, whatever holds them."""
+    if isinstance(value, Tensor):
+        checks.tensor(function, name, value, shape=(None,), fix="pass one label a row")
+    elif not hasattr(value, "__len__"):
+        fix = "pass one label a row"
+        checks.fail(function, name, "an integer tensor or a list of labels", type(value).__name__, fix, error=TypeError)
+    return len(value)
+
+
 def scores(function: str, name: str, value: Any, valid: Tensor) -> Tensor:
     """(S,) float64, detached, 0 where not valid."""
     checks.tensor(function, name, value, shape=tuple(valid.shape), device=valid.device, fix="pass one score a row")

@@ -36,6 +36,7 @@ def normalised_sum(
     if valid is None:
         each = torch.ones(rewards.shape, dtype=torch.bool, device=rewards.device)
     else:
+        checks.mask(function, valid, name="valid")
         checks.mask(function, valid, tuple(rewards.shape if valid.dim() == 2 else rewards.shape[:1]), rewards.device, name="valid")
         each = valid if valid.dim() == 2 else valid.unsqueeze(1).expand(rewards.shape)
     known = arguments.labels(function, "group", group, each.any(1))

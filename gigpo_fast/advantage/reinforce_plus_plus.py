@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from .. import checks
 from .group import group_advantages
 from .statistics import CORRECTED, GroupStatistics
 from .token_returns import token_returns
@@ -28,7 +29,9 @@ def reinforce_plus_plus_advantages(
     process_group. Options, precision and errors as in `token_returns` and `whiten`.
     Source: REINFORCE++ (arXiv 2501.03262), Eq. 5 and 6.
     """
-    check_whitening("reinforce_plus_plus_advantages", whitening, "whitening")
+    function = "reinforce_plus_plus_advantages"
+    check_whitening(function, whitening, "whitening")
+    checks.tensor(function, "rewards", rewards, fix="pass one reward a token")
     returns = token_returns(rewards.to(torch.float64), mask, gamma=gamma, sequence_ids=sequence_ids, carry=carry)
     whitened = whiten(returns, mask, statistics=whitening, process_group=process_group)
     return whitened if rewards.dtype == torch.float64 else whitened.to(torch.float32)

@@ -117,8 +117,8 @@ def tree_values(
     """
     function = "tree_values"
     depth = checks.integer(function, "depth", depth, at_least=0, fix="count the edges from root to deepest leaf: 3 for a 6-6-6 tree")
-    nodes = scores.shape[0] if isinstance(scores, Tensor) else 0
     checks.tensor(function, "scores", scores, shape=(None,), fix="one score a node")
+    nodes = scores.shape[0]
     fix = "number the nodes from 0 in any order; -1 at roots"
     checks.tensor(function, "parent", parent, shape=(nodes,), dtypes=(torch.int64,), device=scores.device, fix=fix)
     everyone = torch.ones(nodes, dtype=torch.bool, device=scores.device)

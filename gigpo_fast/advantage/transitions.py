@@ -63,7 +63,8 @@ def read_transitions(
 ) -> Transitions:
     """`transitions` for the function whose name the messages carry; with `alone` a valid row in no state is a state of its own."""
     like = next((value for value in (anchor, group, trajectory, valid) if isinstance(value, Tensor)), None)
-    rows = torch.ones(len(anchor), dtype=torch.bool, device=torch.device("cpu") if like is None else like.device)
+    device = torch.device("cpu") if like is None else like.device
+    rows = torch.ones(arguments.rows_of_labels(function, "anchor", anchor), dtype=torch.bool, device=device)
     counted = arguments.validity(function, valid, "anchor", rows)
     own, task, state = (
         arguments.labels(function, name, label, counted)

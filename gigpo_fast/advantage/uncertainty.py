@@ -36,7 +36,8 @@ def semantic_entropy(
         checks.fail(function, "normalised", "True without log_probs", False, "pass the log-probs of the whole responses")
     like = log_probs if log_probs is not None else cluster
     if not isinstance(like, Tensor):
-        like = torch.zeros(len(like), dtype=torch.float32, device="cpu")
+        name = "cluster" if log_probs is None else "log_probs"
+        like = torch.zeros(arguments.rows_of_labels(function, name, like), dtype=torch.float32, device="cpu")
     counted = arguments.validity(function, valid, "log_probs", like)
     own, task = (arguments.labels(function, name, label, counted) for name, label in (("cluster", cluster), ("group", group)))
     logs = torch.zeros(counted.shape, dtype=torch.float64, device=counted.device)

@@ -83,7 +83,7 @@ def whiten(
     Source: REINFORCE++ (arXiv 2501.03262), Eq. 6; PPO implementations since baselines.
     """
     function = "whiten"
-    checks.mask(function, mask, tuple(mask.shape))
+    checks.mask(function, mask)
     numbers = token_values(function, "values", values, mask)
     check_whitening(function, statistics)
     entering = mask
@@ -111,7 +111,7 @@ def rescale(
     Source: SPO's code (arXiv 2505.23564), which calls it graying; OpenRLHF's REINFORCE with scaling only.
     """
     function = "rescale"
-    checks.mask(function, mask, tuple(mask.shape))
+    checks.mask(function, mask)
     numbers = token_values(function, "values", values, mask)
     check_whitening(function, statistics)
     batch = batch_moments(numbers, mask, ddof=statistics.ddof, process_group=process_group)
