@@ -109,11 +109,12 @@ def _extras(b: SimpleNamespace, shape, normal, g, compute) -> dict[str, Tensor]:
         "clip_low": 0.1 + 0.2 * uniform(), "clip_high": 0.1 + 0.2 * uniform(), "scores": normal(*shape).to(compute),
         "group_spread": (uniform() - 0.3).clamp(min=0), "correct_rate": 0.2 + 0.6 * uniform(), "correct": rows % 2 == 0,
         "group_ids": 3 - rows // 2, "segment_ids": place // 3 + 100 * rows, "token_keys": place,
+        "position_ids": 3 * place + place % 3, "expected_discriminator": 0.2 * normal(*shape).to(compute),
     }  # fmt: skip
 
 
 EXTRAS = ("rollout_log_probs", "teacher_log_probs", "previous_log_probs", "clip_low", "clip_high", "scores", "group_spread", "correct_rate")
-EXTRAS += ("correct", "group_ids", "segment_ids", "token_keys")
+EXTRAS += ("correct", "group_ids", "segment_ids", "token_keys", "position_ids", "expected_discriminator")
 
 
 def keywords_of(b: SimpleNamespace, objective: PolicyObjective, *, on_policy: bool = False) -> dict:

@@ -8,6 +8,7 @@ TOKENS = "test_estimators_tokens.py::test_worked_numbers_of_"
 SINGLE = ("test_recipes_pairs.py::test_single_responses",)
 WEIGHTS = ("test_block_numbers.py::test_one_token_with_a_constant_weight",)
 ROLLOUT = ("test_block_weightings.py::test_rollout_correction_and_rejection",)
+NAMED = "test_losses_by_name.py::test_"
 TEACHER = ("test_block_numbers.py::test_a_teacher_as_anchor", *recorded("block/areal_loss"))
 
 OTHERS = [
@@ -67,12 +68,47 @@ OTHERS = [
     Other("prime-rl", ("prime_rl", "prime_rl_tv", "echo"), (*losses("prime_rl", "prime_rl_tv", "echo"), *recorded("block/prime_rl_loss"))),
     Other("TRL", ("bnpo",), (*losses("bnpo"), *recorded("block/trl_policy_loss"))),
     Other("rLLM", ("prpo",), (*advantages("prpo"), *recorded("estimators/rllm_art"))),
+    Other(
+        "REC",
+        ("rec_one_side", "rec_two_side", "rec_ring", "rec_sequence"),
+        (
+            NAMED + "rec_drops_what_leaves_its_region",
+            NAMED + "rec_of_a_group_of_one_is_zero",
+            *recorded("block/trinity_loss", "estimators/trinity_advantage"),
+        ),
+    ),
+    Other(
+        "CHORD",
+        ("chord_mu", "chord_phi"),
+        (NAMED + "chord_moves_both_parts", NAMED + "mix_adds_an_experts_likelihood", *recorded("block/trinity_loss")),
+    ),
+    Other(
+        "Clip_B, Clip_V",
+        ("clip_b", "clip_v"),
+        (
+            NAMED + "clip_b_drops_bad_tokens_of_low_discriminator",
+            NAMED + "clip_v_is_not_centred_and_drops_tokens_without_advantage",
+            *recorded("estimators/trinity_advantage"),
+        ),
+    ),
+    Other(
+        "FIPO",
+        ("fipo",),
+        (
+            NAMED + "fipo_weighs_a_token_by_what_follows",
+            NAMED + "fipo_counts_the_positions_of_masked_tokens",
+            *recorded("block/swift_losses"),
+        ),
+    ),
+    Other("REAL", ("real",), (NAMED + "real_classifies_a_group", NAMED + "real_counts_the_groups_that_it_skips", *recorded("block/swift_losses"))),
+    Other("ART", ("art_average",), (NAMED + "ratio_averages", NAMED + "a_bound_on_arts_ratio_hits_good_tokens_too", *recorded("block/rllm_art"))),
     Other("AsymRE", ("asymre",), (*losses("asymre"), *advantages("asymre"), *recorded("estimators/trinity_advantage"))),
     Other(
         "Trinity-RFT",
-        ("opmd",),
+        ("opmd", "mix"),
         (
             *losses("opmd"),
+            NAMED + "mix_adds_an_experts_likelihood",
             *advantages("opmd", "opmd, soft"),
             *recorded("block/trinity_loss", "estimators/trinity_advantage"),
         ),

@@ -310,6 +310,7 @@ CALLS: dict[str, Callable[[Inputs], Any]] = {
     "packing.sequence_ids_of": lambda b: packing.sequence_ids_of(torch.tensor([0, 2, 5], device="cpu"), b.calls[:6]),
     "packing.sequence_ids_of_positions": lambda b: packing.sequence_ids_of_positions(b.calls),
     "recipes.recipe": _all_recipes,
+    "objective.proximal_log_probs": lambda b: objective.proximal_log_probs(b.log_probs, b.old, b.token_ids, 5),
     "objective.with_value": lambda b: _policy(b, loss.policy_loss, objective=objective.with_value(PolicyObjective(), "surrogate.low", 0.1)),
     "testing.check_advantages": lambda b: str(testing.check_advantages(A.gigpo_advantages)),
     "testing.check_loss": lambda b: str(testing.check_loss(_value(loss.grpo_loss), dtypes=(torch.float32,))),

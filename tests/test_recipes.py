@@ -54,7 +54,7 @@ def test_every_setting_is_honoured(name):
               "k": 3, "top": 2, "normalise_first": True, "max_length": 100, "buffer": 10, "clamp": False, "slope": 0.25, "offset": 0.75, "max_calls": 9,
               "reward_clip": None, "ddof": 0, "least": 0.005, "most": 0.05, "explore": 40, "steps": 90, "start": 0.01, "decrement": 1e-4,
               "floor": 5e-4, "beta": 0.3, "label_smoothing": 0.2, "alpha": 0.3, "margin": 0.25, "share": 0.5, "per_token": True, "flip_rate": 0.2,
-              "eta": 0.3, "odds_coefficient": 0.3, "epsilon": 0.3, "credit": 5.0, "shift": 0.2}  # fmt: skip
+              "eta": 0.3, "odds_coefficient": 0.3, "epsilon": 0.3, "credit": 5.0, "shift": 0.2, "valley": 0.2, "warmup": 3.0}  # fmt: skip
     for key, default in settings(name).items():
         chosen = other(name, key) if name in POLICY and key in varied(name) else {**OTHER, **others}[key]
         assert chosen != default, key

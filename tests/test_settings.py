@@ -79,7 +79,7 @@ def test_the_remedy_for_a_text_works():
 # What a block's fields without a default are in these tests.
 NEEDED = {
     "coefficient": 0.5, "target": 1.0, "beta": 0.1, "length": 8.0, "threshold": 0.5, "fraction": 0.5, "mean_advantage": 0.0, "mean_log_prob": -1.0,
-    "cutoff": 0.5, "value": 0.5, "start": 1.0, "end": 0.0, "steps": 10.0, "decrement": 0.1, "floor": 0.0, "terms": (Clip(),), "coefficients": (1.0,),
+    "cutoff": 0.5, "value": 0.5, "start": 1.0, "end": 0.0, "steps": 10.0, "decrement": 0.1, "floor": 0.0, "peak": 0.9, "warmup": 2.0, "decay": 5.0, "terms": (Clip(),), "coefficients": (1.0,),
     "surrogate": Clip(), "weighting": blocks.TokenWeights(), "factors": (blocks.TokenWeights(),), "points": ((0, 1.0), (1, 2.0)),
 }  # fmt: skip
 CONTEXT = {"denominator": {"aggregation": blocks.TokenSum()}, "low": {}, "threshold": {}}

@@ -5,6 +5,7 @@ To add one: subclass the block's base as a frozen dataclass, write its formula i
 
 
 from .aggregation import Aggregation, SequenceMeanTokenMean, SequenceMeanTokenSum, SequenceMeanTokenSumNorm, TokenMean, TokenSum
+from .averaged_ratio import AveragedRatio
 from .batch import Sequences, TokenBatch
 from .batch_masks import OffPolicySequenceMask, RatioGuard, SecondMoment
 from .block import Block, Scope
@@ -26,16 +27,22 @@ from .divergence import (
 from .dppo import DPPOKL, DPPOTV
 from .dro import DRO, Kimi15
 from .entropy import EntropyBonus, EntropyTarget, EntropyTerm
+from .entropy_clip import ClipB, ClipV
+from .future_kl import FutureKL
 from .gmpo import GMPO
 from .levels import Level, SegmentMean, SequenceMax, SequenceMean, SequenceSum, TokenLevel
+from .likelihood_weights import AdvantageWeight, UncertainTokens
 from .nft import NFT
 from .nll import AdvantageWeightedNLL, NegativeLogLikelihood
 from .penalty import HingeKL, KLPenalty, Penalty
 from .policy import PolicyObjective
+from .proximal import proximal_log_probs
 from .ratio import NoRatio, Ratio, RolloutRatio, SegmentRatio, SequenceProductRatio, SequenceRatio, TokenRatio
+from .ratio_region import RatioRegion, RatioWeight
+from .reward_labels import RewardLabels
 from .rollout import Rejection, RolloutCorrection
 from .sapo import SAPO
-from .schedule import Constant, Linear, Piecewise, Scheduled, StepAnneal, with_value
+from .schedule import Constant, Linear, Piecewise, Scheduled, StepAnneal, WarmupCosine, with_value
 from .selection import CovarianceBand, CovarianceStatistics, CovarianceTop, TopEntropy
 from .surrogate import Clip, Clipped, Reinforce, Surrogate
 from .token_clip import TokenClip
@@ -47,14 +54,16 @@ from .weighted import SurrogateSum, Weighted
 from .weighting import Normalized, Product, TokenWeights, Weighting
 
 __all__ = [
-    "AbsoluteKL", "AdvantageWeightedNLL", "Aggregation", "BinaryKL", "Block", "CISPO", "CISPOAbsolute", "Clip", "Clipped", "Constant",
-    "CovarianceBand", "CovarianceStatistics", "CovarianceTop", "DPPOKL", "DPPOTV", "DRO", "Detached", "EntropyBonus", "EntropyTarget",
-    "EntropyTerm", "Estimator", "GMPO", "GroupContrast", "HingeKL", "K1", "K2", "K3", "KLPenalty", "Kimi15", "Level", "Linear",
-    "MixedGroups", "NFT", "NegativeLogLikelihood", "NoRatio", "NoSurrogate", "Normalized", "OffPolicySequenceMask", "OldProbability",
-    "Penalty", "Piecewise", "PolicyObjective", "PositiveScores", "ProbabilityDifference", "Product", "RandomFraction", "Ratio",
-    "RatioGuard", "Reinforce", "Rejection", "Reversed", "RolloutCorrection", "RolloutRatio", "SAPO", "Scheduled", "Scope",
-    "SecondMoment", "SegmentMean", "SegmentRatio", "SequenceMax", "SequenceMean", "SequenceMeanTokenMean", "SequenceMeanTokenSum",
-    "SequenceMeanTokenSumNorm", "SequenceProductRatio", "SequenceRatio", "SequenceSum", "Sequences", "StepAnneal", "StraightThrough",
-    "Surrogate", "SurrogateSum", "TOPR", "TokenBatch", "TokenClip", "TokenLevel", "TokenMean", "TokenRatio", "TokenSum", "TokenWeights",
-    "TopEntropy", "TotalVariation", "Unclipped", "VESPO", "Weighted", "Weighting", "with_value",
+    "AbsoluteKL", "AdvantageWeight", "AdvantageWeightedNLL", "Aggregation", "AveragedRatio", "BinaryKL", "Block", "CISPO",
+    "CISPOAbsolute", "Clip", "ClipB", "ClipV", "Clipped", "Constant", "CovarianceBand", "CovarianceStatistics", "CovarianceTop",
+    "DPPOKL", "DPPOTV", "DRO", "Detached", "EntropyBonus", "EntropyTarget", "EntropyTerm", "Estimator", "FutureKL", "GMPO",
+    "GroupContrast", "HingeKL", "K1", "K2", "K3", "KLPenalty", "Kimi15", "Level", "Linear", "MixedGroups", "NFT",
+    "NegativeLogLikelihood", "NoRatio", "NoSurrogate", "Normalized", "OffPolicySequenceMask", "OldProbability", "Penalty", "Piecewise",
+    "PolicyObjective", "PositiveScores", "ProbabilityDifference", "Product", "RandomFraction", "Ratio", "RatioGuard", "RatioRegion",
+    "RatioWeight", "Reinforce", "Rejection", "Reversed", "RewardLabels", "RolloutCorrection", "RolloutRatio", "SAPO", "Scheduled",
+    "Scope", "SecondMoment", "SegmentMean", "SegmentRatio", "SequenceMax", "SequenceMean", "SequenceMeanTokenMean",
+    "SequenceMeanTokenSum", "SequenceMeanTokenSumNorm", "SequenceProductRatio", "SequenceRatio", "SequenceSum", "Sequences",
+    "StepAnneal", "StraightThrough", "Surrogate", "SurrogateSum", "TOPR", "TokenBatch", "TokenClip", "TokenLevel", "TokenMean",
+    "TokenRatio", "TokenSum", "TokenWeights", "TopEntropy", "TotalVariation", "UncertainTokens", "Unclipped", "VESPO", "WarmupCosine",
+    "Weighted", "Weighting", "proximal_log_probs", "with_value",
 ]  # fmt: skip

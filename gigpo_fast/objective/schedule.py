@@ -5,6 +5,7 @@ structure: nothing is traced, compiled or registered again.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -80,6 +81,23 @@ class StepAnneal(Settings):
 
     def __call__(self, step: int) -> float:
         return max(self.start - self.decrement * (step // self.every), self.floor)
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmupCosine(Settings):
+    """From `start` straight to `peak` at step `warmup`, then by half a cosine to `end`, `decay` steps later (CHORD, arXiv 2508.11408)."""
+
+    start: float
+    peak: float
+    end: float
+    warmup: float = number(low=0, fix="0 begins at the peak")
+    decay: float = number(above=0, fix="it is how many steps the fall takes")
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup:
+            return self.start + (self.peak - self.start) * step / self.warmup
+        share = min((step - self.warmup) / self.decay, 1.0)
+        return self.end + (self.peak - self.end) * (1 + math.cos(math.pi * share)) / 2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""DisCO: scores of right answers above those of wrong ones, within a trust region."""
+"""Right answers of a group above its wrong ones: DisCO, within a trust region, and REAL, as a classification."""
 
-from ..objective import GroupContrast, HingeKL, PolicyObjective, SequenceMeanTokenMean, TokenRatio
+from ..objective import GroupContrast, HingeKL, KLPenalty, PolicyObjective, RewardLabels, SequenceMeanTokenMean, TokenMean, TokenRatio
 from .base import Parts, register
 
 _DISCO = "DisCO: Reinforcing Large Reasoning Models with Discriminative Constrained Optimization (arXiv 2505.12366)"
@@ -26,3 +26,14 @@ def disco(*, temperature: float = 10.0, ratio_score: bool = False, beta: float =
 def disco_b(*, ratio_score: bool = False, beta: float = 1000.0, threshold: float = 1e-4) -> Parts:
     """DisCO-b: the plain mean over wrong answers. No released script runs it, though four are named after it."""
     return Parts(_objective(GroupContrast(None, ratio_score), beta, threshold))
+
+
+@register("Rewards as Labels: Revisiting RLVR from a Classification Perspective (arXiv 2602.05630)")
+def real(*, tau: float = 0.5, kl_coefficient: float = 0.0) -> Parts:
+    """REAL: log(1 + sum of exp(s / tau) over wrong answers) + log(1 + sum of exp(-s / tau) over right ones), s the mean log-ratio.
+
+    No advantages: pass 0, extras group_ids and correct, and denominator=number of groups, those with one kind of answer included, which add
+    nothing. tau 0.5: ms-swift's default. The penalty is a token mean of its own.
+    """
+    penalty = KLPenalty(kl_coefficient, aggregation=TokenMean()) if kl_coefficient else None
+    return Parts(PolicyObjective(TokenRatio(None), RewardLabels(tau), penalty, aggregation=SequenceMeanTokenMean()))

@@ -1,8 +1,10 @@
 """What training frameworks run by default, or by a name of their own, where it is no other recipe."""
 
 from ..objective import (
+    CISPO,
     DPPOTV,
     K2,
+    AveragedRatio,
     KLPenalty,
     NegativeLogLikelihood,
     NoRatio,
@@ -122,3 +124,16 @@ def _soft(**settings):
     from ..advantage import GroupStatistics
 
     return advantages("soft_baseline_advantages", statistics=GroupStatistics(count="row", singleton="raw"), **settings)
+
+
+@register("ART: Agent Reinforcement Trainer (Hilton et al. 2025)")
+def art_average(*, low: float = 1.0, high: float = 4.0, geometric: bool = False) -> Parts:
+    """ART's importance_sampling_level "average", or with `geometric` "geometric_average": CISPO by a ratio between token and response.
+
+        rho = (rho_token + s) / 2 or sqrt(rho_token s), s = exp(mean log-ratio of the response)
+        loss = -sg(clip(rho, 1 - low, 1 + high)) A log_prob
+
+    [0, 5] is ART's interval. Its max_negative_advantage_importance_sampling_weight m bounds the ratio of every token, good ones too:
+    high = m - 1. PPO's clip instead: Clip(0.2, 0.2).
+    """
+    return Parts(PolicyObjective(AveragedRatio(geometric), CISPO(low, high)), group_relative())

@@ -22,6 +22,10 @@ def log_ratio(spec: Spec, b: Tokens, t: int) -> Tensor:
         case "SequenceProductRatio":
             clip = options["token_clip"]
             return torch.stack([bounded(b.delta(other), None if clip is None else -clip, clip) for other in b.inside(t)]).sum()
+        case "AveragedRatio":
+            mean = torch.stack([b.delta(other) for other in b.inside(t)]).sum() / b.long[b.sequence[t]]
+            both = torch.exp(b.delta(t)), torch.exp(mean)
+            return torch.log(torch.sqrt(both[0] * both[1]) if options["geometric"] else (both[0] + both[1]) / 2)
         case "SequenceRatio":
             mean = torch.stack([b.delta(other) for other in b.inside(t)]).sum() / b.long[b.sequence[t]]
             return mean.detach() + b.delta(t) - b.delta(t).detach() if options["stop_gradient_mean"] else mean

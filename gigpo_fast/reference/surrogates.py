@@ -160,3 +160,17 @@ def _GroupContrast(b, t, log_ratio, temperature, ratio_score):
         return scores[own] / len(wrongs)
     wrong = torch.stack([scores[s] for s in wrongs])
     return temperature * (torch.logsumexp(wrong / temperature, 0) - math.log(len(wrongs))) / len(wrongs)
+
+
+def _RewardLabels(b, t, log_ratio, tau):
+    scores: dict[int, Tensor] = {}  # of each answer (sequence) of the group
+    good: dict[int, bool] = {}
+    for other in b.together(t, "group_ids"):
+        answer = b.sequence[other]
+        scores[answer] = scores.get(answer, 0.0) + b.delta(other) / b.long[answer]
+        good[answer] = b.extras["correct"][other] > 0
+    if len(set(good.values())) < 2:
+        return b.lp[t] * 0
+    rights = sum(torch.exp(-scores[answer] / tau) for answer in scores if good[answer])
+    wrongs = sum(torch.exp(scores[answer] / tau) for answer in scores if not good[answer])
+    return (torch.log(1 + rights) + torch.log(1 + wrongs)) / len(scores)

@@ -168,3 +168,77 @@ def _RatioGuard(b, threshold, log_ratio_clip, mean):
         ratios = [math.exp(min(max(value(b.delta(t)), -log_ratio_clip), log_ratio_clip)) for t in b.trained]
         mean = math.fsum(ratios) / max(len(ratios), 1)
     return {t: float(mean <= threshold) for t in b.trained}
+
+
+def _ratios(b, level, log_ratio_clip):
+    bound = math.inf if log_ratio_clip is None else log_ratio_clip
+    pooled = _pooled(level, b, {t: value(b.delta(t)) for t in b.trained})
+    return {t: math.exp(min(max(number, -bound), bound)) for t, number in pooled.items()}
+
+
+def _RatioRegion(b, low, high, one_sided, outer_low, outer_high, level, log_ratio_clip):
+    found = {}
+    for t, ratio in _ratios(b, level, log_ratio_clip).items():
+        A = b.A[t]
+        below = ratio < 1 - low and (not one_sided or A < 0)
+        above = ratio > 1 + high and (not one_sided or A > 0)
+        back = outer_low is not None and A >= 0 and ratio <= 1 - outer_low
+        back = back or (outer_high is not None and A <= 0 and ratio >= 1 + outer_high)
+        found[t] = float(back or not (below or above))
+    return found
+
+
+def _RatioWeight(b, maximum, level, log_ratio_clip):
+    bound = math.inf if maximum is None else maximum
+    return {t: min(ratio, bound) for t, ratio in _ratios(b, level, log_ratio_clip).items()}
+
+
+def _discriminators(b: Tokens) -> dict[int, float]:
+    return {t: math.exp(value(b.lp[t])) * (value(b.H[t]) + value(b.lp[t])) for t in b.trained}
+
+
+def _deviation(numbers: list[float]) -> float:
+    middle = mean(numbers)
+    return math.sqrt(mean([(number - middle) ** 2 for number in numbers]))
+
+
+def _ClipB(b, mu, bound):
+    found = _discriminators(b)
+    numbers = list(found.values())
+    bound = mean(numbers) - mu * _deviation(numbers) if bound is None else bound
+    return {t: float(b.A[t] >= 0 or number >= bound) for t, number in found.items()}
+
+
+def _ClipV(b, mu, max_fraction):
+    x = {t: b.extras["expected_discriminator"][t] - number for t, number in _discriminators(b).items()}
+    bound, n = mu * _deviation(list(x.values())), len(x)
+    dropped = [t for t in b.trained if x[t] > bound and b.A[t] <= 0]
+    bad, most = [t for t in dropped if b.A[t] < 0], max(int(max_fraction * n + 1e-9), 1)
+    if len(dropped) > max_fraction * n and len(bad) > most:
+        dropped = sorted(bad, key=lambda t: -x[t])[:most]
+    return {t: float(t not in dropped) for t in b.trained}
+
+
+def _FutureKL(b, half_life, clip, both_sides, safety, ratio_limit):
+    place, found = b.extras["position_ids"], {}
+    for t in b.trained:
+        ratio, future = math.exp(value(b.delta(t))), 0.0
+        for other in b.inside(t):
+            counted = ratio_limit is None or math.exp(value(b.delta(other))) <= ratio_limit
+            if place[other] >= place[t] and counted:
+                future += 0.5 ** ((place[other] - place[t]) / half_life) * value(b.delta(other))
+        weight = math.exp(future)
+        if clip is not None:
+            weight = min(max(weight, 1 - clip if both_sides else 1.0), 1 + clip)
+        if safety is not None and b.A[t] < 0 and ratio > safety:
+            weight = min(max(weight, 0.0 if clip is None else 1 - clip), 1.0)
+        found[t] = weight
+    return found
+
+
+def _UncertainTokens(b):
+    return {t: math.exp(value(b.lp[t])) * (1 - math.exp(value(b.lp[t]))) for t in b.trained}
+
+
+def _AdvantageWeight(b, temperature, maximum):
+    return {t: min(math.exp(b.A[t] / temperature), math.inf if maximum is None else maximum) for t in b.trained}

@@ -118,6 +118,7 @@ def _extras(shape: tuple[int, ...], normal: Callable[..., Tensor], uniform: Call
         "scores": normal(*shape), "group_spread": (uniform(*shape) - 0.3).clamp(min=0),
         "correct": rows % 2 == 0, "correct_rate": 0.2 + 0.6 * uniform(*shape), "group_ids": 5 - rows // 2,
         "segment_ids": rows * 100 + (place % 7) // 3, "token_keys": place * 7919 - 3,
+        "position_ids": 3 * place + place % 3, "expected_discriminator": 0.2 * normal(*shape),
     }  # fmt: skip
 
 

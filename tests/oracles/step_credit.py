@@ -4,6 +4,7 @@ import torch
 
 from gigpo_fast import advantage
 from gigpo_fast.advantage import CORRECTED, VERL_AGENT
+from gigpo_fast.objective import proximal_log_probs
 
 from .adapter import Adapter, Answer, Unsupported
 from .masked import REASON, beyond
@@ -85,7 +86,10 @@ def _first_result(segment: int, mask: torch.Tensor) -> int:
 def areal(case: Case) -> Answer:
     config, inputs = case.config, case.inputs
     if "unit" not in config:
-        raise Unsupported("approximations of the proximal policy")
+        given = (inputs["log_probs"], inputs["old_log_probs"], inputs["versions"], config["current_version"])
+        kinds = {"loglinear": False, "linear": True}
+        found = {name: proximal_log_probs(*given, linear=linear) for name, linear in kinds.items()}
+        return Answer({**found, "rollout": inputs["old_log_probs"]})
     mask, lam = inputs["mask"].bool(), case.outputs["lambda_used"]
     if isinstance(lam, torch.Tensor | list):  # one a row
         lam = torch.as_tensor(lam)[:, None].expand(mask.shape)
