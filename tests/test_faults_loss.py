@@ -1,5 +1,6 @@
 """Faults that policy losses in the wild have had, by their number in the catalogue: each has a defined answer here."""
 
+import dataclasses
 import math
 
 import pytest
@@ -10,8 +11,11 @@ from gigpo_fast.head import Head
 from gigpo_fast.logprob import linear_token_log_probs, token_log_probs
 from gigpo_fast.loss import linear_policy_loss, plan_tokens, policy_loss
 from gigpo_fast.objective import (
+    DPPOKL,
+    DPPOTV,
     K1,
     K3,
+    SAPO,
     Clip,
     EntropyBonus,
     KLPenalty,
@@ -21,11 +25,16 @@ from gigpo_fast.objective import (
     SequenceMeanTokenSum,
     SequenceMeanTokenSumNorm,
     SequenceRatio,
+    TokenClip,
     TokenMean,
     TokenRatio,
     TokenSum,
     TokenWeights,
+    Unclipped,
+    Weighted,
+    Weighting,
 )
+from gigpo_fast.recipes import recipe
 from tests.loss_helpers import all_trained, change, make_batch, one_row, run_linear, run_policy
 from tests.tolerance import assert_same_bits, error
 
@@ -49,6 +58,43 @@ def test_F01_stale_tokens_do_not_overflow(ratio):
     with gigpo_fast.validation("metadata"):
         broken = policy_loss(one_row(NAN, -1.0), A, all_trained(A), old_log_probs=new.detach(), objective=PolicyObjective(ratio))
     assert math.isnan(float(broken.loss))
+
+
+@dataclasses.dataclass(frozen=True)
+class Silent(Weighting):
+    """A factor of 0 at tokens that the old policy gave less than e^-1000."""
+
+    def factor(self, batch):
+        return (batch.old_log_probs > -1000).to(batch.advantages.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "advantage, objective",
+    [
+        (1.0, PolicyObjective(TokenRatio(None))), (0.0, PolicyObjective(TokenRatio(None))), (-1.0, PolicyObjective(TokenRatio(None), Clip(dual=3.0))),
+        (-1.0, PolicyObjective(TokenRatio(None), Clip(ceiling=4.0))), (1.0, PolicyObjective(TokenRatio(None), TokenClip())),
+        (0.0, PolicyObjective(TokenRatio(None), TokenClip())), (-1.0, PolicyObjective(TokenRatio(None), TokenClip(dual=3.0))),
+        (0.0, PolicyObjective(TokenRatio(None), Unclipped())), (1.0, PolicyObjective(TokenRatio(None), SAPO())),
+        (-1.0, PolicyObjective(TokenRatio(None), SAPO())), (0.0, PolicyObjective(TokenRatio(None), DPPOTV(maximum=None))),
+        (1.0, PolicyObjective(TokenRatio(None), DPPOTV(score_function=False))), (1.0, PolicyObjective(TokenRatio(None), DPPOKL(maximum=None, score_function=False))),
+        (-1.0, PolicyObjective(TokenRatio(None), Weighted(Unclipped(), Silent()))), (-1.0, PolicyObjective(TokenRatio(None), weighting=Silent())),
+    ], ids=str)  # fmt: skip
+def test_F01_a_slope_of_zero_times_an_infinite_ratio_is_zero(advantage, objective, dtype):
+    """Where the loss no longer depends on the ratio (clipped, capped, advantage 0, weight 0), no NaN comes of exp's overflow."""
+    new, A = one_row(-1.0, -1.0).to(dtype).requires_grad_(), one_row(advantage, 0.5).to(dtype)
+    extras = {name: torch.full_like(A, 0.2) for name in objective.reads} or None
+    out = policy_loss(new, A, all_trained(A), old_log_probs=one_row(-1e4, -1.1).to(dtype), objective=objective, extras=extras)
+    gradient = torch.autograd.grad(out.loss, new)[0][0]
+    assert math.isfinite(float(out.loss.detach())) and float(gradient[0]) == 0 and float(gradient[1]) < 0
+
+
+def test_F01_nft_reads_one_side_of_each_answer():
+    """A wrong answer of ratio 0 has a slope of 0: log(0) is the other side's."""
+    new, A = one_row(-200.0).requires_grad_(), one_row(0.0)
+    extras = {"correct": one_row(0.0), "correct_rate": one_row(0.5)}
+    out = policy_loss(new, A, all_trained(A), old_log_probs=one_row(0.0), extras=extras, objective=recipe("nft").objective)
+    assert float(out.loss.detach()) == pytest.approx(-0.5 * math.log(2), rel=1e-6) and torch.autograd.grad(out.loss, new)[0].item() == 0
 
 
 @pytest.mark.parametrize("garbage", [NAN, INF, -INF, 3e38, -3e38])

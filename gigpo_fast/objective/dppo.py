@@ -9,7 +9,7 @@ from torch import Tensor
 from ..settings import number
 from .batch import TokenBatch
 from .divergence import BinaryKL
-from .surrogate import Clipped, Surrogate
+from .surrogate import Clipped, Surrogate, held_finite
 
 
 class _Gated(Surrogate):
@@ -22,7 +22,8 @@ class _Gated(Surrogate):
 
     def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
         low, high = self._outside(batch)
-        ratio = torch.exp(log_ratio)
+        held = self.maximum is not None or low | high | (batch.advantages == 0)
+        ratio = torch.exp(held_finite(log_ratio, held, self.maximum or 1.0))
         ratio = ratio if self.maximum is None else ratio.clamp(max=self.maximum)
         term = ratio.detach() * batch.log_probs if self.score_function else ratio
         return torch.where(low | high, 0, -batch.advantages * term)

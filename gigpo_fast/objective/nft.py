@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..settings import number
 from .batch import TokenBatch
-from .surrogate import Surrogate
+from .surrogate import Surrogate, by_sign
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +35,11 @@ class NFT(Surrogate):
     def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
         right, rate = batch.extras["correct"] > 0, batch.extras["correct_rate"].clamp(0.02, 0.98)
         ratio = torch.exp(log_ratio)
-        good = -torch.log(self._floored(ratio, self.floor_positive))
-        bad = -self.negative_weight * torch.log(self._floored((1 - rate * ratio) / (1 - rate), self.floor_negative))
+        good = self._floored(ratio, self.floor_positive)
+        bad = self._floored((1 - rate * ratio) / (1 - rate), self.floor_negative)
+        chosen = torch.log(torch.where(right, good, bad))  # chosen before the log: the other side may be log(0)
         weight = (torch.ones_like(rate), 1 - rate, torch.sqrt((1 - rate) / rate))[self.normalize]
-        return weight * torch.where(right, good, bad)
+        return -weight * by_sign(right, 1.0, self.negative_weight, weight) * chosen
 
     @staticmethod
     def _floored(value: Tensor, floor: float) -> Tensor:

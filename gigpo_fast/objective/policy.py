@@ -12,7 +12,7 @@ from .block import Block, declare, write
 from .entropy import EntropyTerm
 from .penalty import Penalty
 from .ratio import Ratio, TokenRatio
-from .surrogate import Clip, Surrogate
+from .surrogate import Clip, Surrogate, held_finite
 from .weighting import Weighting
 
 
@@ -79,7 +79,9 @@ def token_terms(objective: PolicyObjective, batch: TokenBatch) -> TokenTerms:
     unclamped = objective.ratio.unclamped(usable)
     low, high = objective.ratio.bounds()
     log_ratio = objective.ratio.log_ratio(usable)
-    loss = torch.where(dropped, 0, objective.surrogate.loss(usable, log_ratio))
+    factor = None if objective.weighting is None else objective.weighting.factor(usable).detach()
+    of_surrogate = log_ratio if factor is None else held_finite(log_ratio, factor == 0)
+    loss = torch.where(dropped, 0, objective.surrogate.loss(usable, of_surrogate))
 
     ref_kl, apart = None, None  # apart: penalties with an aggregation of their own
     for penalty in objective.penalties:
@@ -92,8 +94,7 @@ def token_terms(objective: PolicyObjective, batch: TokenBatch) -> TokenTerms:
             apart = value if apart is None else apart + value
     if objective.entropy_bonus is not None:
         loss = loss + objective.entropy_bonus.loss(batch)
-    if objective.weighting is not None:
-        factor = objective.weighting.factor(usable).detach()
+    if factor is not None:
         loss, apart = loss * factor, None if apart is None else apart * factor
     loss = loss * batch.token_weights
     if apart is not None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..settings import number
 from .batch import TokenBatch
-from .surrogate import Surrogate, by_sign
+from .surrogate import Surrogate, by_sign, held_finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,4 +25,4 @@ class SAPO(Surrogate):
 
     def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
         tau = by_sign(batch.advantages > 0, self.tau_positive, self.tau_negative, log_ratio)
-        return -4 / tau * torch.sigmoid(tau * torch.expm1(log_ratio)) * batch.advantages
+        return -4 / tau * torch.sigmoid(tau * torch.expm1(held_finite(log_ratio, True))) * batch.advantages

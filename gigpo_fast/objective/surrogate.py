@@ -1,6 +1,7 @@
 """The surrogate s(rho, A): what one token adds to the loss."""
 
 import dataclasses
+import math
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -48,7 +49,9 @@ class Clip(Surrogate):
     known_on_policy: ClassVar[bool] = True
 
     def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
-        ratio, advantages = torch.exp(log_ratio), batch.advantages
+        advantages = batch.advantages
+        bounded = self.dual is not None or self.ceiling is not None  # on the side of bad actions too
+        ratio = torch.exp(held_finite(log_ratio, bounded or advantages >= 0, max(1 + self.high, self.dual or 1, self.ceiling or 1)))
         clipped = torch.clamp(ratio, 1 - self.low, 1 + self.high)
         loss = torch.maximum(-advantages * self._bounded(ratio), -advantages * clipped)
         if self.dual is not None:
@@ -76,6 +79,16 @@ class Reinforce(Surrogate):
 
     def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
         return -batch.advantages * batch.log_probs
+
+
+def held_finite(log_ratio: Tensor, held: Tensor | bool, bound: float | Tensor = 1.0) -> Tensor:
+    """(n,) `log_ratio`; where `held`, at most a number far above log(bound) whose exp is finite.
+
+    For tokens whose loss no longer depends on a ratio beyond `bound`: an infinite one would make 0 * inf of their slope of 0.
+    """
+    far = 80.0  # e^80 is finite in float32, and no bound that anyone sets
+    at_most = log_ratio.clamp(max=torch.log(bound).clamp(min=far) if isinstance(bound, Tensor) else max(far, math.log(bound)))
+    return at_most if held is True else torch.where(held, at_most, log_ratio)
 
 
 def by_sign(good: Tensor, positive: float, negative: float, like: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..settings import number
 from .batch import TokenBatch
-from .surrogate import Clipped, Surrogate
+from .surrogate import Clipped, Surrogate, held_finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,8 @@ class TokenClip(Surrogate):
     known_on_policy: ClassVar[bool] = True
 
     def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
-        ratio, (low, high) = torch.exp(log_ratio), self._bounds(batch)
+        low, high = self._bounds(batch)
+        ratio = torch.exp(held_finite(log_ratio, self.dual is not None or batch.advantages >= 0, high.clamp(min=self.dual or 1.0)))
         loss = torch.maximum(-batch.advantages * ratio, -batch.advantages * torch.minimum(torch.maximum(ratio, low), high))
         if self.dual is not None:
             loss = torch.where(batch.advantages < 0, torch.minimum(loss, -self.dual * batch.advantages), loss)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .batch import TokenBatch
-from .surrogate import Surrogate
+from .surrogate import Surrogate, held_finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Unclipped(Surrogate):
     known_on_policy: ClassVar[bool] = True
 
     def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
-        return -batch.advantages * torch.exp(log_ratio)
+        return -batch.advantages * torch.exp(held_finite(log_ratio, batch.advantages == 0))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .batch import TokenBatch
 from .block import declare
-from .surrogate import Clipped, Surrogate
+from .surrogate import Clipped, Surrogate, held_finite
 from .weighting import Weighting
 
 
@@ -29,7 +29,7 @@ class Weighted(Surrogate):
 
     def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
         factor = self.weighting.factor(batch).detach()
-        return torch.where(factor == 0, 0, factor * self.surrogate.loss(batch, log_ratio))
+        return torch.where(factor == 0, 0, factor * self.surrogate.loss(batch, held_finite(log_ratio, factor == 0)))
 
     def clipped(self, batch: TokenBatch, ratio: Tensor) -> Clipped:
         return self.surrogate.clipped(batch, ratio)

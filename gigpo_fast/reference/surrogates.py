@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .divergences import estimate
-from .tokens import Spec, Tokens, bounded, value
+from .tokens import Spec, Tokens, bounded, exp, value
 from .weightings import weights
 
 
@@ -68,13 +68,14 @@ def _CISPOAbsolute(b, t, log_ratio, maximum):
 
 def _SAPO(b, t, log_ratio, tau_positive, tau_negative):
     tau = tau_positive if b.A[t] > 0 else tau_negative
-    return -4 / tau / (1 + torch.exp(-tau * (torch.exp(log_ratio[t]) - 1))) * b.A[t]
+    rho = torch.exp(bounded(log_ratio[t], None, 80.0))  # the gate is 1 long before
+    return -4 / tau / (1 + torch.exp(-tau * (rho - 1))) * b.A[t]
 
 
 def _VESPO(b, t, log_ratio, k_positive, lambda_positive, k_negative, lambda_negative):
     k, rate = (k_positive, lambda_positive) if b.A[t] >= 0 else (k_negative, lambda_negative)
     w = float(torch.exp(log_ratio[t].detach()))
-    return -(w**k) * math.exp(rate * (1 - w)) * b.A[t] * b.lp[t]
+    return -(w**k) * exp(rate * (1 - w)) * b.A[t] * b.lp[t]
 
 
 def _GMPO(b, t, log_ratio, low, high):
@@ -93,7 +94,7 @@ def _dppo(b, t, log_ratio, gone, maximum, score_function):
 
 
 def _DPPOTV(b, t, log_ratio, low, high, maximum, score_function):
-    moved = math.exp(value(b.lp[t])) - math.exp(b.old[t])
+    moved = exp(value(b.lp[t])) - exp(b.old[t])
     return _dppo(b, t, log_ratio, moved > high if b.A[t] > 0 else moved < -low, maximum, score_function)
 
 
@@ -138,7 +139,7 @@ def _NegativeLogLikelihood(b, t, log_ratio):
 
 
 def _AdvantageWeightedNLL(b, t, log_ratio, temperature, maximum):
-    weight = math.exp(b.A[t] / temperature)
+    weight = exp(b.A[t] / temperature)
     return -(weight if maximum is None else min(weight, maximum)) * b.lp[t]
 
 

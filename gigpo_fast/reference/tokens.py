@@ -42,6 +42,11 @@ def value(x: Tensor) -> float:
     return float(x.detach())
 
 
+def exp(x: float) -> float:
+    """e^x, infinite where math.exp would raise."""
+    return math.exp(x) if x < 709.0 else float(torch.tensor(x, dtype=torch.float64, device="cpu").exp())
+
+
 def bounded(x: Tensor, low: float | None, high: float | None) -> Tensor:
     """x, or the bound as a constant. NaN is not hidden."""
     low, high = -math.inf if low is None else low, math.inf if high is None else high

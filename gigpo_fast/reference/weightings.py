@@ -2,7 +2,7 @@
 
 import math
 
-from .tokens import Spec, Tokens, mean, value
+from .tokens import Spec, Tokens, exp, mean, value
 
 
 def weights(spec: Spec, b: Tokens) -> dict[int, float]:
@@ -52,7 +52,7 @@ def _RolloutCorrection(b, level, low, high, truncate, current, log_ratio_clip):
     found = {}
     for t, number in pooled.items():
         bound = math.inf if log_ratio_clip is None else log_ratio_clip
-        weight = math.exp(min(max(number, -bound), bound))
+        weight = exp(min(max(number, -bound), bound))
         if truncate:
             weight = min(max(weight, -math.inf if low is None else low), math.inf if high is None else high)
         found[t] = weight if _within(weight, low, high) else 0.0
@@ -67,7 +67,7 @@ def _Rejection(b, estimator, level, low, high, current):
     policy = {t: value(b.lp[t]) if current else b.old[t] for t in b.trained}
     rollout = b.extras["rollout_log_probs"]
     if estimator is None:
-        pooled = {t: math.exp(number) for t, number in _pooled(level, b, {t: policy[t] - rollout[t] for t in b.trained}).items()}
+        pooled = {t: exp(number) for t, number in _pooled(level, b, {t: policy[t] - rollout[t] for t in b.trained}).items()}
     else:
         both = lambda t: (torch.tensor(x[t], dtype=torch.float64, device="cpu") for x in (policy, rollout))  # noqa: E731
         number = {t: value(estimate(estimator, *both(t))) for t in b.trained}
@@ -76,7 +76,7 @@ def _Rejection(b, estimator, level, low, high, current):
 
 
 def _OldProbability(b, threshold):
-    return {t: float(math.exp(b.old[t]) < threshold) for t in b.trained}
+    return {t: float(exp(b.old[t]) < threshold) for t in b.trained}
 
 
 def _MixedGroups(b, tolerance):
@@ -135,7 +135,7 @@ def _CovarianceTop(b, fraction, statistics):
 def _CovarianceBand(b, fraction, low, high, clip_low, clip_high, seed, statistics):
     covariance, candidates = _covariances(b, statistics), []
     for t in b.trained:
-        ratio = math.exp(value(b.delta(t)))
+        ratio = exp(value(b.delta(t)))
         clipped = ratio > 1 + clip_high if b.A[t] > 0 else b.A[t] < 0 and ratio < 1 - clip_low
         if low < covariance[t] < high and not clipped:
             candidates.append(t)
@@ -165,7 +165,7 @@ def _SecondMoment(b, threshold, old, cutoff):
 
 def _RatioGuard(b, threshold, log_ratio_clip, mean):
     if mean is None:
-        ratios = [math.exp(min(max(value(b.delta(t)), -log_ratio_clip), log_ratio_clip)) for t in b.trained]
+        ratios = [exp(min(max(value(b.delta(t)), -log_ratio_clip), log_ratio_clip)) for t in b.trained]
         mean = math.fsum(ratios) / max(len(ratios), 1)
     return {t: float(mean <= threshold) for t in b.trained}
 

@@ -96,7 +96,8 @@ def _compare(fn, objective, plain_objective, linear: bool, name: str, dtype: tor
     comparisons = [compared(case, "loss", loss, oracle.loss, plain.loss, VALUE_FACTOR, rounding * float(oracle.terms.abs().sum()), compute)]
     for key, gradient in oracle_gradients.items():
         last = 0.0 if dtype == compute else torch.finfo(dtype).eps / 2  # the result itself is rounded
-        floor = (rounding + last) * float(gradient.abs().max())
+        finite = gradient[torch.isfinite(gradient)].abs()
+        floor = (rounding + last) * float(finite.max() if finite.numel() else 0.0)
         comparisons.append(compared(case, f"gradient of {key}", found[key], gradient, plain_gradients[key], GRADIENT_FACTOR, floor, dtype))
     return comparisons
 
