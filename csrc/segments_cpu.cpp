@@ -34,14 +34,16 @@ std::vector<const i64*> columns(const std::vector<Tensor>& keys, i64 rows) {
   return pointers;
 }
 
-std::tuple<Tensor, Tensor> segments_sort(std::vector<Tensor> labels, std::vector<Tensor> within) {
+std::tuple<Tensor, Tensor, Tensor> segments_sort(std::vector<Tensor> labels, std::vector<Tensor> within) {
   STD_TORCH_CHECK(!labels.empty(), "gigpo_fast_C segments_sort: at least one label is needed");
   const i64 rows = labels[0].numel();
   const std::vector<const i64*> outer = columns(labels, rows), inner = columns(within, rows);
   Tensor order = torch::stable::empty({rows}, ScalarType::Long);
   Tensor segment = torch::stable::empty({rows}, ScalarType::Long);
-  sort_segments(outer, inner, rows, static_cast<i64*>(order.data_ptr()), static_cast<i64*>(segment.data_ptr()));
-  return {order, segment};
+  Tensor repeated = torch::stable::empty({}, ScalarType::Bool);
+  *static_cast<bool*>(repeated.data_ptr()) =
+      sort_segments(outer, inner, rows, static_cast<i64*>(order.data_ptr()), static_cast<i64*>(segment.data_ptr()));
+  return {order, segment, repeated};
 }
 
 // Rows by segment. `order` addresses memory, and `segment` numbers the results, so both are checked here.
@@ -174,7 +176,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> segments_moments(
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(gigpo_fast_C, m) {
-  m.def("segments_sort(Tensor[] labels, Tensor[] within) -> (Tensor order, Tensor segment)");
+  m.def("segments_sort(Tensor[] labels, Tensor[] within) -> (Tensor order, Tensor segment, Tensor repeated)");
   m.def("segments_discounted_sums(Tensor values, Tensor counted, Tensor order, Tensor segment, Tensor powers) -> Tensor");
   m.def(
       "segments_moments(Tensor values, Tensor counted, Tensor order, Tensor segment, int ddof)"

@@ -126,31 +126,36 @@ inline void pack(Words& words, const Round& round, bool first, i64 rows, int row
   });
 }
 
-// The number of the segment at each place: a new one starts where a label changes.
-inline void number_segments(
-    const Words& words, const Round& round, const std::vector<const i64*>& labels, bool one_round, i64 rows, int row_bits,
-    const i64* order, i64* segment) {
+// The number of the segment at each place: a new one starts where a label changes. Returns whether two rows have all keys equal.
+inline bool number_segments(
+    const Words& words, const Round& round, const std::vector<const i64*>& labels, const std::vector<const i64*>& within, bool one_round,
+    i64 rows, int row_bits, const i64* order, i64* segment) {
   i64 number = segment[0] = 0;
+  bool repeated = false;
   if (one_round) {  // the words show where a label changes, without a look at the labels
     const int shift = row_bits + round.width - round.label_width;
     for (i64 place = 1; place < rows; ++place) {
       number += round.label_width > 0 && words[place] >> shift != words[place - 1] >> shift;
+      repeated |= words[place] >> row_bits == words[place - 1] >> row_bits;
       segment[place] = number;
     }
-    return;
+    return repeated;
   }
   for (i64 place = 1; place < rows; ++place) {
-    bool other = false;
+    bool other = false, later = false;
     for (const i64* label : labels) other |= label[order[place]] != label[order[place - 1]];
+    for (const i64* key : within) later |= key[order[place]] != key[order[place - 1]];
+    repeated |= !other && !later;
     segment[place] = number += other;
   }
+  return repeated;
 }
 
 // Writes the row at each place and the number of its segment: rows of equal `labels`, sorted by `within` inside. The last key of
-// each list counts most.
-inline void sort_segments(
+// each list counts most. Returns whether two rows have all keys equal.
+inline bool sort_segments(
     const std::vector<const i64*>& labels, const std::vector<const i64*>& within, i64 rows, i64* order, i64* segment) {
-  if (rows == 0) return;
+  if (rows == 0) return false;
   const int row_bits = bit_width(u64(rows - 1));
   std::vector<const i64*> keys = within;
   keys.insert(keys.end(), labels.begin(), labels.end());
@@ -167,7 +172,7 @@ inline void sort_segments(
   }
 
   for (i64 place = 0; place < rows; ++place) order[place] = i64(words[place] & lowest_bits(row_bits));
-  number_segments(words, rounds[0], labels, rounds.size() == 1, rows, row_bits, order, segment);
+  return number_segments(words, rounds[0], labels, within, rounds.size() == 1, rows, row_bits, order, segment);
 }
 
 }  // namespace gigpo_segments

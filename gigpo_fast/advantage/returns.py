@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..segments import discounted_sums, segment_totals, sort_segments, to_rows
+from ..segments import discounted_sums, segment_totals, sort_compared, to_rows
 from . import arguments
 
 
@@ -65,8 +65,8 @@ def time_order(
 ) -> Timeline:
     """Sort rows by trajectory, which is compared within its group, and time."""
     keys = [key for key in (step, None if all_valid else (~valid).to(torch.int64)) if key is not None]
-    order, segment = sort_segments([trajectory] if group is None else [trajectory, group], keys)
-    if step is not None and checks.values_wanted(step, valid):
+    order, segment, repeated = sort_compared([trajectory] if group is None else [trajectory, group], keys)
+    if step is not None and checks.values_wanted(step, valid) and (repeated is None or repeated.item()):
         _check_steps(function, order, segment, step, valid.index_select(0, order))
     return Timeline(order, segment, valid)
 

@@ -25,6 +25,7 @@ __all__ = [
     "segment_moments",
     "segment_sum",
     "segment_totals",
+    "sort_compared",
     "sort_rows",
     "sort_segments",
     "to_rows",
@@ -37,6 +38,11 @@ def sort_segments(labels: list[Tensor], within: list[Tensor]) -> tuple[Tensor, T
     Returns the row at each place and the dense number of its segment, both (S,) int64. In both lists the last key counts most.
     """
     return _path(labels[0].device).sort_segments(labels, within)
+
+
+def sort_compared(labels: list[Tensor], within: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`sort_segments`, and whether two rows have all keys equal, a 0-dim bool; None on a path that would need another pass to tell."""
+    return _path(labels[0].device).sort_compared(labels, within)
 
 
 def discounted_sums(values: Tensor, counted: Tensor, order: Tensor, segment: Tensor, gamma: float) -> Tensor:

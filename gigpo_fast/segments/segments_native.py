@@ -11,9 +11,15 @@ from ..once import once
 
 def sort_segments(labels: list[Tensor], within: list[Tensor]) -> tuple[Tensor, Tensor]:
     """(order, segment), both (S,) int64, by a radix sort over the bits that the keys use."""
-    return native_memory.call(
+    return sort_compared(labels, within)[:2]
+
+
+def sort_compared(labels: list[Tensor], within: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`sort_segments`, and whether two rows have all keys equal, 0-dim bool: the sort sees it in passing."""
+    order, segment, *repeated = native_memory.call(
         "sort_segments", _ops().segments_sort, [key.contiguous() for key in labels], [key.contiguous() for key in within]
     )
+    return order, segment, repeated[0] if repeated else None  # a library that was built earlier does not say
 
 
 def discounted_sums(values: Tensor, counted: Tensor, order: Tensor, segment: Tensor, powers: list[float]) -> Tensor:
@@ -42,7 +48,7 @@ def _ops() -> Any:
 
     @torch.library.register_fake("gigpo_fast_C::segments_sort")
     def _(labels, within):
-        return torch.empty_like(labels[0]), torch.empty_like(labels[0])
+        return torch.empty_like(labels[0]), torch.empty_like(labels[0]), labels[0].new_empty((), dtype=torch.bool)
 
     @torch.library.register_fake("gigpo_fast_C::segments_discounted_sums")
     def _(values, counted, order, segment, powers):

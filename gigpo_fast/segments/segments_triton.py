@@ -5,9 +5,9 @@ from torch import Tensor
 from ..kernels.segments_moments import segment_moments, segment_totals
 from ..kernels.segments_scan import discounted_sums as sorted_sums
 from .rows import to_rows
-from .segments_torch import rows_after, sort_segments
+from .segments_torch import rows_after, sort_compared, sort_segments
 
-__all__ = ["discounted_sums", "segment_moments", "segment_totals", "sort_segments"]
+__all__ = ["discounted_sums", "segment_moments", "segment_totals", "sort_compared", "sort_segments"]
 
 
 def discounted_sums(values: Tensor, counted: Tensor, order: Tensor, segment: Tensor, powers: list[float]) -> Tensor:
