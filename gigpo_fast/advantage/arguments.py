@@ -45,8 +45,9 @@ def scores(function: str, name: str, value: Any, valid: Tensor) -> Tensor:
     checks.tensor(function, name, value, shape=tuple(valid.shape), device=valid.device, fix="pass one score a row")
     if value.is_complex():
         checks.fail(function, name, "real", value, "pass one real score a row", error=TypeError)
+    finite = not checks.values_wanted(value, valid) or all_finite(value)  # all rows, before they are converted: one cheap read
     values = torch.where(valid, value.detach(), 0).to(torch.float64)
-    if checks.values_wanted(values) and not all_finite(values):
+    if not finite:
         fail_at(
             function,
             name,
@@ -109,8 +110,19 @@ def discount(function: str, gamma: Any, name: str = "gamma") -> float:
     return value
 
 
+def fail_outside(
+    function: str, argument: str, values: Tensor, counted: Tensor | None, low: int, high: int, expected: str, got: str, fix: str
+) -> None:
+    """`fail_at` for integers that must lie in [low, high), where the range of them all does not settle it."""
+    if values.numel():
+        least, most = torch.aminmax(values)
+        if least.item() < low or most.item() >= high:
+            wrong = (values < low) | (values >= high)
+            fail_at(function, argument, (wrong if counted is None else wrong & counted).flatten(), expected, got, fix)
+
+
 def fail_at(function: str, argument: str, wrong: Tensor, expected: str, got: str, fix: str) -> None:
-    """Raise if any row is `wrong`, naming the first few. Reads values: call it under full validation only."""
+    """Raise if any row is `wrong`, naming the first few. Reads values: call it where `checks.values_wanted` says so."""
     if not bool(wrong.any()):
         return
     rows = wrong.nonzero().flatten().tolist()

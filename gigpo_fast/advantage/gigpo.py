@@ -72,7 +72,7 @@ def gigpo_advantages(
         arguments.labels(function, name, label, counted)
         for name, label in (("trajectory", trajectory), ("group", group), ("anchor", anchor))
     )
-    if state.shape[0] and checks.values_wanted(state, counted) and int(state.min()) <= -1:
+    if state.shape[0] and checks.values_wanted(state, counted) and state.amin().item() <= -1:
         arguments.fail_at(
             function,
             "anchor",
@@ -83,7 +83,6 @@ def gigpo_advantages(
         )
     timeline = time_order(function, own, arguments.steps(function, step, counted), counted, all_valid=valid is None, group=task)
     first_of_all = first_rows(timeline)
-    check_not_swapped(function, own, task, first_of_all)
 
     if step_returns is None:
         # Rounded before they are compared, so that what is returned is what was compared.
@@ -100,7 +99,10 @@ def gigpo_advantages(
         units = first_of_all  # the rows of a trajectory share one score: any of them stands for it
     elif statistics.count == "trajectory":
         unit, units = trajectory_scores(scores, counted, own, task)
-    episode = standardise(scores, moments(unit, units, task, ddof=statistics.ddof), scale, statistics)
+    of_task = moments(unit, units, task, ddof=statistics.ddof)
+    trajectories = of_task.count if statistics.count == "trajectory" else None
+    check_not_swapped(function, own, task, counted, lambda: first_of_all, count=trajectories)
+    episode = standardise(scores, of_task, scale, statistics)
     episode = torch.where(counted, episode, 0.0)
 
     met = counted & (state != -1)

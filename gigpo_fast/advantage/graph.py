@@ -8,7 +8,7 @@ from ..segments import to_rows
 from ..types import GiGPOAdvantages
 from . import arguments
 from .distances import success_distances
-from .group import group_advantages
+from .group import group_advantages, whole_trajectories
 from .moments import moments, standardise
 from .returns import trajectory_sums
 from .statistics import CORRECTED, GroupStatistics, check_options
@@ -84,11 +84,11 @@ def episode_advantages(
     dtype: torch.dtype,
 ) -> Tensor:
     """(S,) float64, the episode level of every estimator over transitions: of the given scores, or of the sums of the rewards."""
+    names = to_rows(edges.timeline.trajectory, edges.timeline.order)
     if episode_scores is None:
         scores = trajectory_sums(rewards, edges.timeline._replace(valid=counted)).to(dtype).to(torch.float64)
-    else:
-        scores = arguments.scores(function, "episode_scores", episode_scores, counted)
-    names = to_rows(edges.timeline.trajectory, edges.timeline.order)
+        return whole_trajectories(scores, edges.group, names, scale, statistics, counted)
+    scores = arguments.scores(function, "episode_scores", episode_scores, counted)
     return group_advantages(scores, edges.group, scale=scale, statistics=statistics, trajectory=names, valid=counted)
 
 

@@ -1,6 +1,7 @@
 """Advantages within a task's group of trajectories: GRPO's and leave-one-out."""
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from .. import checks
 from ..segments import segment_min
 from . import arguments
-from .moments import moments, standardise
+from .moments import Moments, moments, standardise
 from .statistics import CORRECTED, GroupStatistics, check_options
 
 
@@ -41,8 +42,8 @@ def group_advantages(
     """
     function = "group_advantages"
     check_options(function, scale, statistics)
-    values, unit, counted, task, valid = _read(function, scores, group, statistics, trajectory, valid)
-    advantages = standardise(values, moments(unit, counted, task, ddof=statistics.ddof), scale, statistics)
+    values, _, whole, valid = _read(function, scores, group, statistics, trajectory, valid, statistics.ddof)
+    advantages = standardise(values, whole, scale, statistics)
     return torch.where(valid, advantages, 0.0).to(arguments.result_dtype(scores))
 
 
@@ -66,8 +67,7 @@ def leave_one_out_advantages(
     """
     function = "leave_one_out_advantages"
     check_options(function, None, statistics)
-    values, unit, counted, task, valid = _read(function, scores, group, statistics, trajectory, valid)
-    whole = moments(unit, counted, task, ddof=1)
+    values, unit, whole, valid = _read(function, scores, group, statistics, trajectory, valid, 1)
     # The mean of the others is mean - (own - mean) / (n - 1); in this form equal scores give exactly 0.
     compared = (values - whole.mean) + (unit - whole.mean) / (whole.count - 1.0).clamp(min=1.0)
     alone = values if statistics.singleton == "raw" else torch.zeros_like(values)
@@ -88,41 +88,72 @@ def first_of(segment: Tensor, valid: Tensor) -> Tensor:
     return first[segment] == place
 
 
-def check_not_swapped(function: str, trajectory: Tensor, group: Tensor, first: Tensor) -> None:
-    """Where values are checked: refuse one trajectory in every group while a trajectory's label spans several; `first`: its first rows."""
-    if first.shape[0] == 0 or not checks.values_wanted(trajectory, group, first):
+def whole_trajectories(
+    scores: Tensor, group: Tensor, trajectory: Tensor, scale: str | None, statistics: GroupStatistics, valid: Tensor
+) -> Tensor:
+    """`group_advantages` of float64 scores and labels that were checked already, (S,) float64."""
+    unit, counted = trajectory_scores(scores, valid, trajectory, group) if statistics.count == "trajectory" else (scores, valid)
+    advantages = standardise(scores, moments(unit, counted, group, ddof=statistics.ddof), scale, statistics)
+    return torch.where(valid, advantages, 0.0)
+
+
+def check_not_swapped(
+    function: str, trajectory: Tensor, group: Tensor, valid: Tensor, first: Callable[[], Tensor], *, count: Tensor | None = None
+) -> None:
+    """Where values are checked: refuse one trajectory in every group while a trajectory's label spans several.
+
+    `first` gives one valid row of each trajectory, (S,) bool; it is asked for only where a sample of the rows shows no group of several.
+    `count`, (S,), how many trajectories the group of a row has, saves the sample.
+    """
+    size = valid.shape[0]
+    if size == 0 or not checks.values_wanted(trajectory, group, valid):
         return
-    tasks = group[first]  # one row a trajectory
-    if any(_repeats(some) for some in (tasks[:64], tasks)):  # a group of several, which mostly shows at once
+    if count is not None and count[0].item() > 1:
         return
-    if _repeats(trajectory[first]):
+    some = slice(0, max(size // 16, 32), max(size // 512, 1))
+    pairs = {(g, t) for g, t, used in zip(group[some].tolist(), trajectory[some].tolist(), valid[some].tolist()) if used}
+    if len({g for g, _ in pairs}) < len(pairs):
+        return
+    rows = first()
+    if not _repeats(group[rows]) and _repeats(trajectory[rows]):
         fix = "swap trajectory and group, or, if every task has one trajectory, number trajectories over the whole batch"
         got = "one trajectory in every group, and a label of trajectories in several groups"
         checks.fail(function, "trajectory", "a label within its group, where trajectories are compared", got, fix)
 
 
 def _repeats(labels: Tensor) -> bool:
-    return labels.unique().shape[0] < labels.shape[0]
+    ordered = labels.sort().values
+    return bool((ordered[1:] == ordered[:-1]).any())
 
 
 def _read(
-    function: str, scores: Tensor, group: Tensor | list, statistics: GroupStatistics, trajectory: Tensor | list | None, valid: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Scores, the score that stands for each row's trajectory, which rows are counted, the tasks, which rows are valid."""
+    function: str,
+    scores: Tensor,
+    group: Tensor | list,
+    statistics: GroupStatistics,
+    trajectory: Tensor | list | None,
+    valid: Tensor | None,
+    ddof: int,
+) -> tuple[Tensor, Tensor, Moments, Tensor]:
+    """Scores, the score that stands for each row's trajectory, the statistics of its group, which rows are valid."""
     valid = arguments.validity(function, valid, "scores", scores)
     values = arguments.scores(function, "scores", scores, valid)
     task = arguments.labels(function, "group", group, valid)
     if trajectory is None:
-        return values, values, valid, task, valid
+        return values, values, moments(values, valid, task, ddof=ddof), valid
     own = arguments.labels(function, "trajectory", trajectory, valid)
-    unit, first = trajectory_scores(values, valid, own, task)
-    check_not_swapped(function, own, task, first)
+    of_trajectory = moments(values, valid, own, task, ddof=1)
+    unit, first = of_trajectory.mean, first_of(of_trajectory.segment, valid)
     if statistics.count == "row":
-        return values, values, valid, task, valid
-    if checks.values_wanted(values, valid) and not torch.equal(torch.where(valid, unit, 0), values):
+        check_not_swapped(function, own, task, valid, lambda: first)
+        return values, values, moments(values, valid, task, ddof=ddof), valid
+    whole = moments(unit, first, task, ddof=ddof)
+    check_not_swapped(function, own, task, valid, lambda: first, count=whole.count)
+    settled = not checks.values_wanted(values, valid) or torch.count_nonzero(of_trajectory.flat).item() == values.shape[0]
+    if not settled and not torch.equal(torch.where(valid, unit, 0), values):
         warnings.warn(
             f"{function}: scores differ within a trajectory, so each row's own score is compared with the trajectories' means. To compare "
             "whole trajectories give all rows of one its total (gigpo_advantages(...).episode does); a penalty on single rows may stay.",
-            stacklevel=3,
+            stacklevel=4,
         )
-    return values, unit, first, task, valid
+    return values, unit, whole, valid

@@ -61,7 +61,7 @@ def hgpo_advantages(
         for name, label in (("trajectory", trajectory), ("group", group), ("anchor", anchor))
     )
     pair = numbered(own, task)
-    check_not_swapped(function, own, task, first_of(pair, counted))
+    check_not_swapped(function, own, task, counted, lambda: first_of(pair, counted))
     own = pair
     returns = discounted_returns(rewards, own, gamma=gamma, step=step, valid=valid)
     values = torch.where(counted, returns, 0).to(torch.float64)

@@ -6,7 +6,7 @@ from torch import Tensor
 from .. import checks
 from ..types import GiGPOAdvantages
 from . import arguments
-from .group import check_not_swapped, group_advantages
+from .group import check_not_swapped, group_advantages, whole_trajectories
 from .moments import moments, standardise
 from .returns import first_rows, returns_to_go, time_order, trajectory_sums
 from .statistics import CORRECTED, GroupStatistics, check_options
@@ -57,7 +57,7 @@ def hindsight_advantages(
     own, task = (arguments.labels(function, name, label, counted) for name, label in (("trajectory", trajectory), ("group", group)))
     label, own = own, numbered(task, own)
     timeline = time_order(function, own, arguments.steps(function, step, counted), counted, all_valid=False)
-    check_not_swapped(function, label, task, first_rows(timeline))
+    check_not_swapped(function, label, task, counted, lambda: first_rows(timeline))
     if episode_scores is None:
         scores = trajectory_sums(values, timeline)
     else:
@@ -74,7 +74,10 @@ def hindsight_advantages(
     if spare_successes:
         micro = torch.where(scores > 0.0, micro.clamp(min=0.0), micro)
     micro = torch.where(counted, micro, 0.0)
-    episode = group_advantages(scores, task, scale="std", statistics=statistics, trajectory=own, valid=counted)
+    if episode_scores is None:
+        episode = whole_trajectories(scores, task, own, "std", statistics, counted)
+    else:
+        episode = group_advantages(scores, task, scale="std", statistics=statistics, trajectory=own, valid=counted)
     dtype = arguments.result_dtype(rewards, episode_scores)
     return GiGPOAdvantages(*(result.to(dtype) for result in (episode + step_weight * micro, episode, micro, weighed)))
 

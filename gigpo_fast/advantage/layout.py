@@ -119,8 +119,9 @@ def token_values(function: str, name: str, value: Tensor, mask: Tensor) -> Tenso
     checks.tensor(function, name, value, shape=tuple(mask.shape), device=mask.device, fix="pass one number a token")
     if value.is_complex():
         checks.fail(function, name, "real", value, "pass one real number a token", error=TypeError)
+    finite = not checks.values_wanted(value, mask) or all_finite(value)
     values = torch.where(mask, value.detach(), 0).to(torch.float64)
-    if checks.values_wanted(values) and not all_finite(values) and not bool(values.isfinite().all()):
+    if not finite and not bool(values.isfinite().all()):
         wrong = (~values.isfinite()).nonzero()
         where = ", ".join(str(place.tolist()) for place in wrong[:4])
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""

@@ -31,7 +31,7 @@ def opo_advantages(
     counted = arguments.validity(function, valid, "scores", scores)
     values = arguments.scores(function, "scores", scores, counted)
     weights = arguments.scores(function, "lengths", lengths, counted)
-    if checks.values_wanted(weights):
+    if weights.shape[0] and checks.values_wanted(weights) and weights.amin().item() < 0:
         arguments.fail_at(function, "lengths", weights < 0, ">= 0", "a negative one", "count the trained tokens of each row")
     labels = arguments.labels(function, "group", group, counted)
     plain = moments(values, counted, labels, ddof=1)

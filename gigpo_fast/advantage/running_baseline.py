@@ -49,8 +49,8 @@ def running_baseline_advantages(
     checks.tensor(function, "baselines", baselines, shape=(None,), dtypes=checks.FLOATS, device=scores.device, fix=fix)
     agents = baselines.shape[0]
     if checks.values_wanted(agent, counted):
-        wrong = counted & ((agent < 0) | (agent >= agents))
-        arguments.fail_at(function, "agent", wrong, f"in [0, {agents}) for {agents} baselines", "one outside", fix)
+        expected = f"in [0, {agents}) for {agents} baselines"
+        arguments.fail_outside(function, "agent", agent, counted, 0, agents, expected, "one outside", fix)
     start = baselines.detach().to(torch.float64)
     if scores.shape[0] == 0 or agents == 0:
         return RunningBaseline(torch.zeros_like(values).to(arguments.result_dtype(scores)), start)

@@ -123,7 +123,7 @@ def tree_values(
     checks.tensor(function, "parent", parent, shape=(nodes,), dtypes=(torch.int64,), device=scores.device, fix=fix)
     everyone = torch.ones(nodes, dtype=torch.bool, device=scores.device)
     if checks.values_wanted(parent):
-        arguments.fail_at(function, "parent", (parent < -1) | (parent >= nodes), f"in [-1, {nodes})", "a node outside", fix)
+        arguments.fail_outside(function, "parent", parent, None, -1, nodes, f"in [-1, {nodes})", "a node outside", fix)
     above = torch.where(parent < 0, nodes, parent)
     children = segment_sum(everyone.to(torch.float64), above, nodes + 1)
     inner = children[:nodes] > 0

@@ -53,32 +53,42 @@ def to_tokens(
         "to_tokens", "step_ids", step_ids, dtypes=(torch.int64,), device=advantages.device, fix="advantage.step_ids(mask) makes them"
     )
     steps = advantages.shape[0]
+    row_is_step = step_ids.dim() == 2 and step_ids.shape[0] == steps
+    if checks.values_wanted(step_ids):
+        _check_ids(advantages, step_ids, left_over=not row_is_step)
+        return torch.cat([advantages, advantages.new_zeros(1)])[torch.where(step_ids < 0, steps, step_ids)]
+    # Where checking would wait.
     # Two more entries: 0 for the tokens of no step, so that nothing stored in a step can reach them, and NaN for steps that are none.
     padded = torch.cat([advantages, advantages.new_zeros(1), advantages.new_full((1,), float("nan"))])
     outside = (step_ids < -1) | (step_ids >= steps)
     found = padded[torch.where(outside, steps + 1, torch.where(step_ids < 0, steps, step_ids))]
-    if step_ids.dim() == 2 and step_ids.shape[0] == steps:
-        over = None  # a row is a step
-    else:
-        over = torch.cat([step_ids.reshape(-1), step_ids.new_full((1,), -1)]).amax() + 1 < steps
-        found = found.masked_fill(over, float("nan"))
-    if checks.values_wanted(step_ids):
-        arguments.fail_at(
-            "to_tokens",
-            "step_ids",
-            outside.flatten(),
-            f"in [-1, {steps}) for {steps} advantages",
-            "an id outside",
-            "compute advantages and step_ids from the same batch: one advantage for every step that has trained tokens",
-        )
-        if over is not None and bool(over):
-            known = int(step_ids.max()) + 1 if step_ids.numel() else 0
-            checks.fail(
+    if row_is_step:
+        return found
+    over = torch.cat([step_ids.reshape(-1), step_ids.new_full((1,), -1)]).amax() + 1 < steps
+    return found.masked_fill(over, float("nan"))
+
+
+def _check_ids(advantages: Tensor, step_ids: Tensor, *, left_over: bool) -> None:
+    """Raise for ids outside [-1, S), and, if asked, for advantages behind the last one that a token has."""
+    steps, known = advantages.shape[0], 0
+    if step_ids.numel():
+        low, high = (bound.item() for bound in torch.aminmax(step_ids))
+        known = high + 1
+        if low < -1 or high >= steps:
+            arguments.fail_at(
                 "to_tokens",
-                "advantages",
-                f"({known},), one a step of step_ids",
-                advantages,
-                "where a row holds several steps make ids with step_ids(mask, turns=True); spread the whole batch, then cut micro-batches; "
-                "leave out last steps without a trained token",
+                "step_ids",
+                ((step_ids < -1) | (step_ids >= steps)).flatten(),
+                f"in [-1, {steps}) for {steps} advantages",
+                "an id outside",
+                "compute advantages and step_ids from the same batch: one advantage for every step that has trained tokens",
             )
-    return found
+    if left_over and known < steps:
+        checks.fail(
+            "to_tokens",
+            "advantages",
+            f"({known},), one a step of step_ids",
+            advantages,
+            "where a row holds several steps make ids with step_ids(mask, turns=True); spread the whole batch, then cut micro-batches; "
+            "leave out last steps without a trained token",
+        )

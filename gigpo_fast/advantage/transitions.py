@@ -73,7 +73,7 @@ def read_transitions(
     task, lone = numbered(task), state == -1
     taken = counted & (alone | ~lone)
     timeline = time_order(function, numbered(task, own), arguments.steps(function, step, counted), taken, all_valid=False)
-    check_not_swapped(function, own, task, first_rows(timeline))
+    check_not_swapped(function, own, task, taken, lambda: first_rows(timeline))
     ended = torch.zeros_like(counted)
     if success is not None:
         flagged = checks.mask(function, success, tuple(counted.shape), counted.device, name="success")

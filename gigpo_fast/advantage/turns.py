@@ -106,7 +106,7 @@ def turn_gain_advantages(
 def _turns_in_time(function: str, trajectory, group, step, counted: Tensor) -> tuple[Tensor, Timeline]:
     own, task = (arguments.labels(function, name, label, counted) for name, label in (("trajectory", trajectory), ("group", group)))
     timeline = time_order(function, numbered(task, own), arguments.steps(function, step, counted), counted, all_valid=False)
-    check_not_swapped(function, own, task, first_rows(timeline))
+    check_not_swapped(function, own, task, counted, lambda: first_rows(timeline))
     return task, timeline
 
 

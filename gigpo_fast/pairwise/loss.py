@@ -67,7 +67,7 @@ def pairwise_loss(
     pick = lambda value: None if value is None else torch.where(live[:, None], value[pairs], 0)  # noqa: E731
     values, (ref, previous, lengths) = pick(log_probs.to(dtype)), (pick(value) for value in given)
     score = objective.score.value(values, ref, previous, lengths)
-    _check_values(function, live, (values, ref, previous, lengths), score, targets, weights)
+    _check_values(function, objective, live, (values, ref, previous, lengths), score, targets, weights)
     h = objective.beta * (score[:, 0] - objective.rejected * score[:, 1]) - objective.margin
     losses = objective.link.loss(h, targets)
     if objective.nll is not None:
@@ -180,7 +180,7 @@ def response_loss(
     keep = lambda value: None if value is None else torch.where(live, value, 0)  # noqa: E731
     values, (ref, previous, lengths) = keep(log_probs.to(dtype)), (keep(value) for value in given)
     score = objective.score.value(values, ref, previous, lengths)
-    _check_values(function, live, (values, ref, previous, lengths), score, targets, weights)
+    _check_values(function, objective, live, (values, ref, previous, lengths), score, targets, weights)
     ahead = objective.beta * score - reference_point
     losses = objective.link.loss(torch.where(desirable, ahead, -ahead) - objective.margin, targets)
     if objective.nll is not None:
@@ -191,16 +191,19 @@ def response_loss(
     return _finish(function, objective, losses, weights, live, denominator, twice(score), twice(values), counted)
 
 
-def _check_values(function, live, given, score, targets, weights) -> None:
+def _check_values(function, objective, live, given, score, targets, weights) -> None:
     """Refuse what is not finite in a comparison that counts; of pairs the place in the message is [pair, 0 chosen or 1 rejected]."""
     if not checks.values_wanted(live, score, targets, weights):
         return
+    score_is_finite = all_finite(score)
+    if score_is_finite and objective.score.transform is None:  # a finite difference has finite terms; not so what it is divided by
+        given = (None, None, None, given[3])
     used = live[:, None] if score.dim() == 2 else live
     of_responses = dict(zip(("log_probs", "ref_log_probs", "previous_log_probs", "lengths"), given))
     for name, value in {**of_responses, "targets": targets, "weights": weights}.items():
-        if value is not None and not all_finite(value):
+        if value is not None:
             check_finite(function, name, value, used if name in of_responses else live, where="in every comparison that counts")
-    if not all_finite(score) and not bool(torch.where(used, score.detach(), 0).isfinite().all()):
+    if not score_is_finite and not bool(torch.where(used, score.detach(), 0).isfinite().all()):
         place = (used & ~score.isfinite()).nonzero()[0].tolist()
         value, lengths = given[0].detach()[tuple(place)], given[3]
         empty = lengths is not None and bool(lengths[tuple(place)] == 0)

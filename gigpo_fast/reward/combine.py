@@ -30,8 +30,9 @@ def weighted_sum(
     if scored is None:
         scored = torch.ones(rewards.shape, dtype=torch.bool, device=rewards.device)
     checks.mask(function, scored, tuple(rewards.shape), rewards.device, name="scored")
+    finite = not checks.values_wanted(rewards, scored) or all_finite(rewards)
     values = torch.where(scored, rewards.detach(), 0).to(torch.float64)
-    if checks.values_wanted(values) and not all_finite(values):
+    if not finite:
         fix = "set scored=False where a row has no such reward, or correct the reward function"
         arguments.fail_at(function, "rewards", ~values.isfinite().all(1), "finite where scored", "not finite", fix)
     return (values * factors).sum(1).to(arguments.result_dtype(rewards))
