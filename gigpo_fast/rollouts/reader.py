@@ -4,16 +4,17 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import checks
 from . import containers, schema
-from .containers import FUNCTION, Place, fail
 from .formats import FORMATS
+from .places import FUNCTION, Place, fail
 from .table import Table
 
 _NAMES = tuple(form.NAME for form in FORMATS)
+_DERIVED = ("_task", "_trajectory", "_reward", "_step", "_iteration")  # what a format adds to a record for COLUMNS
 _OF_RECORD = ("iteration", "task", "trajectory", "reward", "success")
 
 
@@ -64,13 +65,12 @@ def _read_file(table: Table, path: pathlib.Path, number: int, format: str, colum
             continue
         if form is None:
             form = next(f for f in FORMATS if (f.NAME == format if format != "auto" else f.knows(entry)))
-            _check_columns(place, form, columns)
-        for record in form.records(entry):
-            before = len(table)
-            for step in _steps(place, form, record, columns, pattern):
+            _check_arguments(place, form, columns, pattern)
+        for record in _whole(place, form, form.records, entry):
+            steps = _steps(place, form, record, columns, pattern)
+            for step in steps:
                 table.add(place, {"iteration": iteration} | step, settings)
-            if len(table) == before:
-                table.empty += 1
+            table.empty += not steps
     if form is not None:
         table.missing.update(form.MISSING)
 
@@ -87,31 +87,46 @@ def _header(place: Place, entry: dict, iteration: int) -> tuple[int, dict]:
     return found, settings
 
 
-def _check_columns(place: Place, form: Any, columns: Mapping[str, str]) -> None:
+def _check_arguments(place: Place, form: Any, columns: Mapping[str, str], pattern: Any) -> None:
+    if pattern is not None and getattr(form, "CONVERSATION", False):
+        fail(place, "action_pattern", "None", pattern.pattern, f"a {form.NAME} row is a whole trajectory, which has no single action")
     wrong = sorted(set(columns) - set(_OF_RECORD)) if form.NAME != "jsonl" else []
     if wrong:
         got, fix = f"also {', '.join(wrong)}", f'the {form.NAME} reader finds those itself; or pass format="jsonl" for flat records'
         fail(place, "columns", f"for {', '.join(_OF_RECORD)} alone", got, fix)
 
 
-def _steps(place: Place, form: Any, record: dict, columns: Mapping[str, str], pattern: Any) -> Iterator[dict[str, Any]]:
+def _steps(place: Place, form: Any, record: dict, columns: Mapping[str, str], pattern: Any) -> list[dict[str, Any]]:
     """The steps of one record under the schema's names, checked."""
     places = form.COLUMNS | dict(columns)
     whole = {name: found for name, path in places.items() if (found := _at(record, path)) is not None}
     for name in columns:
         if name not in whole:
-            got = f"a record with {', '.join(list(record)[:20])}"
+            got = f"a record with {_names_of(record)}"
             fail(place, f"columns[{name!r}]", f"a place in every record, as {columns[name]!r} is to be", got, "correct the name")
-    steps = list(form.turns(record))
-    for i, step in enumerate(steps):
-        step = {"step": i} | step if form.NAME != "jsonl" else dict(step)
-        last = i == len(steps) - 1
-        step.update((name, value) for name, value in whole.items() if name != "reward" or last)
-        step.setdefault("reward", 0.0 if steps and not last else None)
+    if form.NAME != "jsonl":
+        whole.setdefault("trajectory", place.line)  # where a record is a trajectory, its place is a name
+    steps = []
+    found_turns = _whole(place, form, form.turns, record)
+    for i, step in enumerate(found_turns):
+        step = step if form.NAME == "jsonl" else {"step": i, "reward": 0.0} | step
+        step |= whole
+        if i < len(found_turns) - 1:
+            step["reward"] = 0.0  # a record has one reward, which belongs to its end
         if pattern is not None:
-            found = pattern.search(step.get("action") or step.get("response") or "")
+            found = pattern.search(step.get("response") or step.get("action") or "")
             step["action"] = found and found[found.re.groups and 1]
-        yield _checked(place, form, record, step)
+        steps.append(_checked(place, form, record, step))
+    return steps
+
+
+def _whole(place: Place, form: Any, function: Any, record: dict) -> list[dict]:
+    """All that a format makes of a record; what is not of its form raises with the place."""
+    try:
+        return list(function(record))
+    except (AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError) as error:
+        fix = 'if it is of another format, name it: format="..."'
+        return fail(place, "the record", f"one of {form.NAME}", f"{type(error).__name__}: {error}", fix)
 
 
 def _checked(place: Place, form: Any, record: dict, step: dict[str, Any]) -> dict[str, Any]:
@@ -129,8 +144,12 @@ def _checked(place: Place, form: Any, record: dict, step: dict[str, Any]) -> dic
     for name, key in schema.KEYS.items():
         if key.required and name not in checked and (name != "state" or form.NAME == "jsonl"):
             fix = form.MISSING.get(name) or f'if another key holds it, columns={{"{name}": "KEY"}}; else record it (docs/rollouts.md)'
-            fail(place, name, f"{key.expected} in every step", f"none among {', '.join(list(record)[:20])}", fix)
+            fail(place, name, f"{key.expected} in every step", f"none among {_names_of(record)}", fix)
     return checked
+
+
+def _names_of(record: dict) -> str:
+    return ", ".join([name for name in record if name not in _DERIVED][:20])
 
 
 def _at(record: dict, path: str) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import schema
-from .containers import Place, fail
+from .places import Place, fail
 
 
 class Table:
@@ -47,8 +47,7 @@ class Table:
         order = self._order()
         columns = {name: [column[i] for i in order] for name, column in self.columns.items()}
         columns = {name: columns[name] for name in schema.KEYS if name in columns and any(value is not None for value in columns[name])}
-        missing = {name: text for name, text in self.missing.items() if name not in columns or name not in ("state", "action", "step")}
-        missing |= self._gaps(columns)
+        missing = self._gaps(columns)
         return schema.Rollouts(columns, self.settings, missing)
 
     def _order(self) -> list[int]:
@@ -76,7 +75,7 @@ class Table:
         return sorted(range(len(keys)), key=keys.__getitem__)
 
     def _gaps(self, columns: dict[str, list]) -> dict[str, str]:
-        found = {}
+        found = {name: text for name, text in self.missing.items() if name != "task"}  # every step has one by now
         if self.empty:
             found["trajectory"] = f"{self.empty} records hold no answer of the model and are left out of their groups"
         if "action" not in columns:
@@ -85,6 +84,8 @@ class Table:
             found["advantage"] = "the files do not hold the advantages that the trainer used, so they can be recomputed only: record them"
         if not self.settings:
             found["settings"] = "no file has a header with the settings used (gamma, step_weight, scale, statistics): write one"
+        if len(set(zip(*(columns[name] for name in ("iteration", "task", "trajectory"))))) < len(self):
+            found.pop("step", None)  # trajectories of several steps have turns
         if "step" in columns:
             gap = next((i for i in range(1, len(columns["task"])) if _jumps(columns, i)), None)
             if gap is not None:

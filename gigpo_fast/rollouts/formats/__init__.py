@@ -5,6 +5,6 @@ Each names its format, `knows` it by a record, says in COLUMNS where a record ke
 know never guesses: a key without a place in COLUMNS must be named by whoever reads.
 """
 
-from . import steps
+from . import art, inspect_ai, nemo_gym, openai_chat, slime, steps, trl, verifiers, verl
 
-FORMATS = (steps,)
+FORMATS = (verifiers, nemo_gym, art, slime, inspect_ai, verl, trl, openai_chat, steps)  # steps knows everything, so it comes last
