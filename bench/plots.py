@@ -35,7 +35,43 @@ def draw(path: pathlib.Path, folder: pathlib.Path) -> list[pathlib.Path]:
         stem = f"{path.stem}-{problem}" if len(devices) == 1 else f"{path.stem}{devices.index(device)}-{problem}"
         for kind, panel in (("ratios", _ratios), ("memory", _memory)):
             made.append(_figure(folder / f"{stem}-{kind}.png", rows, panel))
+        made += _beside_the_model(folder / f"{stem}-model.png", rows)
     return made
+
+
+def _beside_the_model(path: pathlib.Path, rows: list[tuple[Machine, Record]]) -> list[pathlib.Path]:
+    """The measured share of the bare products and the model's, a pair of bars a shape; nothing where the model knows no such record."""
+    from bench import machine_code, model
+
+    try:
+        found = model.beside(rows)
+    except machine_code.Missing as missing:
+        print(f"no picture of the model: {missing}", file=sys.stderr)
+        return []
+    if not found:
+        return []
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 1.2 + 0.5 * len(found)), layout="constrained")
+    for shift, label, values, style in (
+        (-0.2, "measured", [one.share for one in found], {"color": "tab:orange"}),
+        (0.2, "model, not measured", [one.prediction.share for one in found], {"color": "white", "edgecolor": "black", "hatch": "//"}),
+    ):
+        bars = axis.barh([place + shift for place in range(len(found))], values, height=0.38, label=label, **style)
+        axis.bar_label(bars, [f"{value:.0%}" for value in values], fontsize=8, padding=2)
+    axis.set_yticks(range(len(found)), [one.prediction.shape for one in found], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1.15)
+    axis.set_xlabel("bare matrix products' share of the time", fontsize=8)
+    axis.legend(fontsize=8)
+    where = rows[-1][0]
+    figure.suptitle(f"{rows[0][1].problem}: {where.device}, torch {where.torch}, {where.date[:10]}, commit {where.commit}", fontsize=9)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return [path]
 
 
 def _figure(path: pathlib.Path, rows: list[tuple[Machine, Record]], panel) -> pathlib.Path:
