@@ -62,13 +62,15 @@ def global_denominator(
     if shared and not isinstance(aggregation, TokenSum):  # the sum's denominator is 1 however many ranks there are
         torch.distributed.all_reduce(total, group=process_group)
     # Nothing trained anywhere: the loss is 0, not 0 / 0.
-    return Denominator(total.clamp(min=1), lengths, name, labels, sequences is not None and sequence_ids is None)
+    by_row = sequences is not None and sequence_ids is None
+    return Denominator(total.clamp(min=1), lengths, name, labels, by_row, aggregation.counts)
 
 
 def _counted(function: str, objective: PolicyObjective | None, aggregation: Aggregation | None) -> tuple[Aggregation, bool]:
     """What counts, and whether anything needs sequences."""
     if objective is None and aggregation is None:
-        checks.fail(function, "objective", "the objective of the loss", None, "pass objective=recipe(...).objective", error=TypeError)
+        fix = 'pass objective=recipes.recipe("grpo").objective (for grpo_loss), or aggregation=...'
+        checks.fail(function, "objective", "the objective of the loss", None, fix, error=TypeError)
     if objective is None:
         return aggregation, aggregation.needs_sequences
     if not isinstance(objective, PolicyObjective):

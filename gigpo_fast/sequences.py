@@ -24,6 +24,7 @@ class Denominator(NamedTuple):
     sequence_group: str = ""  # group_name of the ranks over which sequences are cut (sequence or context parallelism)
     labels: Tensor | None = None  # (n_seq,) int64, ascending: whose length each is; None: the length of row i, or of label i
     by_row: bool = False  # lengths of the rows of a (B, T) batch; a call on fewer rows then counts its own, which are whole
+    counts: str = ""  # what `total` is a number of: the aggregation's `counts`; "": not said, and not compared
 
 
 def sequences_of(

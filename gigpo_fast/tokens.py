@@ -134,6 +134,11 @@ def _check_one_row(function: str, mask: Tensor, advantages: Tensor, counted: Den
 
 def _total(function, denominator, objective, mask, sequences, dtype) -> Tensor:
     if isinstance(denominator, Denominator):
+        wanted = objective.aggregation.counts
+        if denominator.counts not in ("", wanted):
+            fix = "count for this objective, global_denominator(mask, objective=objective), or pass its .total if that is meant"
+            expected, got = f"a number of {wanted}, as {objective.aggregation} takes", f"a number of {denominator.counts}"
+            checks.fail(function, "denominator", expected, got, fix)
         denominator = denominator.total
     if denominator is None:
         return objective.aggregation.count(mask, sequences).to(dtype).clamp(min=1)  # nothing trained: the loss is 0, not 0 / 0

@@ -10,7 +10,17 @@ from gigpo_fast.distributed import Denominator, global_denominator
 from gigpo_fast.head import Head
 from gigpo_fast.logprob import linear_token_log_probs, token_log_probs
 from gigpo_fast.loss import LinearPolicyLoss, linear_policy_loss, plan_tokens, policy_loss, rows_that_matter
-from gigpo_fast.objective import EntropyBonus, KLPenalty, PolicyObjective, SequenceMeanTokenMean, SequenceRatio, TokenMean, TokenWeights
+from gigpo_fast.objective import (
+    EntropyBonus,
+    KLPenalty,
+    PolicyObjective,
+    SequenceMeanTokenMean,
+    SequenceRatio,
+    TokenMean,
+    TokenSum,
+    TokenWeights,
+)
+from gigpo_fast.recipes import recipe
 from tests.loss_helpers import change, make_batch
 
 PLAIN, SEQUENCE = PolicyObjective(), PolicyObjective(SequenceRatio(), aggregation=SequenceMeanTokenMean())
@@ -298,3 +308,25 @@ def test_losses_have_shapes_and_dtypes_on_meta():
     for one, other in zip((*output, *(leaf.grad for leaf in leaves)), (*linear(), B.hidden, B.weight), strict=True):
         assert (one.shape, one.dtype, one.device.type) == (other.shape, other.dtype, "meta")
     assert policy(away).loss.device.type == "meta"
+
+
+@BOTH
+def test_a_denominator_that_counted_something_else_is_refused(function, call):
+    means = {"tokens": PLAIN, "sequences": PolicyObjective(aggregation=SequenceMeanTokenMean()), "nothing": PolicyObjective(aggregation=TokenSum())}
+    for wanted, objective in means.items():
+        for counted, other in means.items():
+            denominator = global_denominator(B.mask, objective=other)
+            if counted == wanted:
+                torch.testing.assert_close(call(B, objective, denominator=denominator).loss, call(B, objective).loss)
+                continue
+            says(ValueError, f"{function}: denominator must be a number of {wanted}, as {objective.aggregation} takes, got a number of {counted}; count "
+                 "for this objective, global_denominator(mask, objective=objective), or pass its .total if that is meant",
+                 lambda: call(B, objective, denominator=denominator))  # fmt: skip  # noqa: B023 - used at once
+            assert call(B, objective, denominator=denominator.total).loss.isfinite()
+
+
+def test_a_denominator_of_no_objective_is_told_where_to_find_one():
+    says(TypeError, 'global_denominator: objective must be the objective of the loss, got None; pass objective=recipes.recipe("grpo").objective',
+         lambda: global_denominator(B.mask))  # fmt: skip
+    one, other = global_denominator(B.mask, objective=recipe("grpo").objective), global_denominator(B.mask, aggregation=TokenMean())
+    assert one == other and one.counts == "tokens"
