@@ -12,7 +12,7 @@ from tests.tolerance import error
 
 # One of each kind of arithmetic: sorts, quantiles, label sums, hashes, statistics of the batch, aggregations of their own.
 NAMES = ["GMPO", "GroupContrast lse", "penalty own token mean", "penalty hinge", "TopEntropy", "CovarianceBand", "SecondMoment", "segment IS",
-         "k3 rejection"]  # fmt: skip
+         "k3 rejection", "FutureKL", "ClipV", "RewardLabels", "AveragedRatio", "RatioRegion of sequences"]  # fmt: skip
 
 
 def fused(hidden, weight, bias, token_ids, advantages, mask, objective, keywords):
@@ -36,7 +36,7 @@ def test_one_graph_for_the_formula(name):
         assert error(loss, want.loss) < 1e-13 and error(log_probs.grad, want.log_probs) < 1e-14
 
 
-@pytest.mark.parametrize("name", ["TopEntropy", "segment IS"])
+@pytest.mark.parametrize("name", ["TopEntropy", "segment IS", "FutureKL"])
 def test_one_graph_for_the_fused_op(name):
     objective = ALL[name]
     call = torch.compile(fused, fullgraph=True, dynamic=True, backend="aot_eager")

@@ -16,7 +16,10 @@ from gigpo_fast.objective import (
     NegativeLogLikelihood,
     NoRatio,
     PolicyObjective,
+    RatioRegion,
     Scheduled,
+    Sequences,
+    TokenBatch,
     TokenRatio,
     TokenSum,
     WarmupCosine,
@@ -91,6 +94,18 @@ def test_fipo_of_long_sequences_in_any_order():
     keywords = {"old_log_probs": old, "extras": extras, "sequence_ids": ids[shuffled]}
     found = factors(FutureKL(3, None, safety=None), values[shuffled] - 2.0, old, **keywords)
     assert torch.allclose(found.log(), want[shuffled], atol=1e-12)
+
+
+def test_what_these_blocks_refuse():
+    with pytest.raises(TypeError, match="RatioRegion: level must be a Level block such as TokenLevel"):
+        RatioRegion(level="sequence")
+    with pytest.raises(ValueError, match="FutureKL: half_life must be an int >= 1, got 0; 32 is the paper's decay rate"):
+        FutureKL(0)
+    ones = torch.ones(2, dtype=torch.float64)
+    cut = Sequences(torch.zeros(2, dtype=torch.int64), torch.tensor([4.0]), group_name="ranks")
+    batch = TokenBatch(-ones, None, ones, -ones, None, ones, cut, {"position_ids": torch.arange(2)}, None)
+    with pytest.raises(ValueError, match="FutureKL: sequences must lie on one rank, got sequences that are cut over ranks; gather them"):
+        FutureKL().factor(batch)
 
 
 def real(log_ratio, correct, group, groups):

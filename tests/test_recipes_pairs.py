@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+import gigpo_fast
 from gigpo_fast.loss import policy_loss
 from gigpo_fast.pairwise import (
     PairwiseObjective,
@@ -127,6 +128,8 @@ def test_aot_depends_on_the_whole_batch():
         assert abs(float(loss(found) - parts)) > 1e-3
     with pytest.raises(ValueError, match=r"sorted_scores: pairs must be numbers in 0 .. 3, got numbers from 0 to 4; count responses from 0"):
         sorted_scores(log_probs, ref, torch.tensor([[0, 4]]))
+    with gigpo_fast.validation("metadata"):  # as on a GPU, where checking would wait
+        assert sorted_scores(log_probs, ref, torch.tensor([[0, 4]]))[0].isnan()
 
 
 def test_the_gold_response_of_tpo_is_a_batch_of_its_own():

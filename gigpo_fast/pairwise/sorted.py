@@ -25,7 +25,8 @@ def sorted_scores(
         torch.cat([one.sort().values, other.sort().values])
 
     Each loss depends on the whole batch: a part of it has other quantiles, so gather a batch before. Gradients reach log_probs alone.
-    Raises for numbers of no response where values are checked. Source: AOT (arXiv 2406.05882), by pairs and without.
+    Numbers of no response are refused where values are checked, and make everything NaN elsewhere. Source: AOT (arXiv 2406.05882), by
+    pairs and without.
     """
     function = "sorted_scores"
     checks.tensor(function, "log_probs", log_probs, shape=(None,), dtypes=checks.FLOATS, fix="sum them with pairwise.sequence_log_probs")
@@ -34,10 +35,12 @@ def sorted_scores(
     fix = "pass the numbers of the chosen and the rejected response, one pair a row"
     checks.tensor(function, "pairs", pairs, shape=(None, 2), dtypes=(torch.int64,), device=log_probs.device, fix=fix)
     size = log_probs.shape[0]
-    if checks.values_wanted(pairs) and bool(((pairs < 0) | (pairs >= size)).any()):
+    outside = ((pairs < 0) | (pairs >= size)).any()
+    if (size == 0 and pairs.shape[0]) or (checks.values_wanted(pairs) and bool(outside)):
         found = f"numbers from {int(pairs.min())} to {int(pairs.max())}"
         checks.fail(function, "pairs", f"numbers in 0 .. {size - 1}", found, "count responses from 0")
-    ref = ref_log_probs.detach().to(log_probs.dtype)
+    log_probs = log_probs * torch.ones_like(log_probs).masked_fill(outside, float("nan"))  # where checking would wait
+    pairs, ref = pairs.clamp(0, max(size - 1, 0)), ref_log_probs.detach().to(log_probs.dtype)
     if paired:
         of_pair = lambda value: value[pairs[:, 0]] - value[pairs[:, 1]]  # noqa: E731
         one, other = of_pair(log_probs), of_pair(ref)
