@@ -170,7 +170,7 @@ def test_segment_and_product_ratios():
     lp, log_ratio = [-1.0, -1.0, -1.0], [0.2, 0.4, -0.3]
     segments = {"segment_ids": torch.tensor([7, 7, 2**40])}
     value, gradient = run(PolicyObjective(SegmentRatio(), Unclipped(), aggregation=TokenSum()), lp, [1.0, 2.0, 1.0], log_ratio=log_ratio,
-                          extras=segments, differences=True)  # fmt: skip
+                          extras=segments, sequence_ids=torch.zeros(1, 3, dtype=torch.int64), differences=True)  # fmt: skip
     assert value == pytest.approx(-3 * math.exp(0.3) - math.exp(-0.3))
     assert gradient == pytest.approx([-1.5 * math.exp(0.3), -1.5 * math.exp(0.3), -math.exp(-0.3)])
     product = PolicyObjective(SequenceProductRatio(token_clip=0.35), Unclipped(), aggregation=SequenceMeanTokenMean())
