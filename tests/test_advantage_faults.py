@@ -1,12 +1,13 @@
 """Advantages: the ways in which such code is known to go wrong, each with the answer given here, and the messages of errors."""
 
 import inspect
+import math
 import warnings
 
 import pytest
 import torch
 
-from gigpo_fast import advantage, validation
+from gigpo_fast import advantage, reward, validation
 from gigpo_fast.advantage import CORRECTED, VERL_AGENT, GroupStatistics
 
 TASK = torch.zeros(4, dtype=torch.int64)
@@ -335,3 +336,37 @@ def test_messages_about_lengths(labels, got):
 def test_messages_of_statistics(options, message):
     with pytest.raises(ValueError, match="GroupStatistics: " + message):
         GroupStatistics(**options)
+
+
+HERE = torch.tensor([[True, True], [True, False]])
+CALLS = {  # function, and the tensor that is broken in row 1
+    "running_baseline_advantages: baselines": (lambda v: advantage.running_baseline_advantages([0.0, 0.0], [0, 1], v), torch.zeros(2)),
+    "uncertainty_weights: entropy": (lambda v: advantage.uncertainty_weights(v, [2, 2]), torch.ones(2)),
+    "uncertainty_weights: count": (lambda v: advantage.uncertainty_weights(torch.ones(2), v), torch.full((2,), 2.0)),
+    "to_tokens: advantages": (lambda v: advantage.to_tokens(v, advantage.step_ids(HERE)), torch.ones(2)),
+    "ensemble_mean: scores": (lambda v: reward.ensemble_mean(torch.stack([v, v])), torch.ones(2)),
+    "ensemble_worst: scores": (lambda v: reward.ensemble_worst(torch.stack([v, v])), torch.ones(2)),
+    "ensemble_uncertainty: scores": (lambda v: reward.ensemble_uncertainty(torch.stack([v, v]), coefficient=0.1), torch.ones(2)),
+}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("name", CALLS)
+def test_F08_what_every_row_of_counts_is_read_too(name, bad):
+    """Under the default validation, on a CPU; where a call must not wait NaN stays NaN."""
+    call, good = CALLS[name]
+    broken = torch.where(torch.arange(2) == 1, bad, good)
+    call(good)
+    with pytest.raises(ValueError, match=f"^{name} must be finite.*, got not finite in rows 1; "):
+        call(broken)
+    with validation("metadata"):
+        call(broken)
+
+
+def test_F08_what_no_token_reads_may_be_anything():
+    ids = torch.tensor([[0, 0, -1], [2, -1, -1]])
+    assert advantage.to_tokens(torch.tensor([1.0, math.nan, 3.0]), ids).tolist() == [[1, 1, 0], [3, 0, 0]]
+    top = torch.log(torch.tensor([[[0.6, 0.4], [math.nan, 0.1]]]))
+    assert reward.top_two_uncertainty(top, torch.tensor([[True, False]])).tolist() == pytest.approx([0.8])
+    with pytest.raises(ValueError, match=r"^top_two_uncertainty: top_log_probs must be free of NaN at trained tokens, got nan at \[0, 1\]"):
+        reward.top_two_uncertainty(top, torch.ones(1, 2, dtype=torch.bool))

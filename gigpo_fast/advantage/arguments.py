@@ -59,6 +59,12 @@ def scores(function: str, name: str, value: Any, valid: Tensor) -> Tensor:
     return values
 
 
+def finite(function: str, name: str, values: Tensor, fix: str) -> None:
+    """Refuse rows that are not finite, where reading them waits for no device: for arguments of which every row counts."""
+    if checks.values_wanted(values) and not all_finite(values):
+        fail_at(function, name, ~values.isfinite(), "finite", "not finite", fix)
+
+
 def labels(function: str, name: str, value: Any, valid: Tensor, *, as_numbers: bool = False) -> Tensor:
     """(S,) int64 that are equal where the labels are: an integer tensor, or a list or array of anything hashable; never floats.
 

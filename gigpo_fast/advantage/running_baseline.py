@@ -47,6 +47,7 @@ def running_baseline_advantages(
     fix = "number the agents from 0 (anchor.group_ids) and keep one baseline each"
     checks.tensor(function, "agent", agent, shape=tuple(scores.shape), dtypes=(torch.int64,), device=scores.device, fix=fix)
     checks.tensor(function, "baselines", baselines, shape=(None,), dtypes=checks.FLOATS, device=scores.device, fix=fix)
+    arguments.finite(function, "baselines", baselines, "start new agents at 0")
     agents = baselines.shape[0]
     if checks.values_wanted(agent, counted):
         expected = f"in [0, {agents}) for {agents} baselines"

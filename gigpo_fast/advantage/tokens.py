@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..values import all_finite
 from . import arguments
 
 
@@ -45,8 +46,8 @@ def to_tokens(
     The same, slowly: `torch.where(step_ids >= 0, advantages[step_ids.clamp(min=0)], 0.0)`.
 
     Every step stands in `step_ids`, up to the last one, but for rows of one step each, which may be masked throughout. Where values are
-    checked raises for ids outside [-1, S) and for advantages that are left over; where checking would wait such a call gives NaN.
-    Spread the whole batch and cut it then: a micro-batch's step_ids leave advantages over.
+    checked raises for ids outside [-1, S), for advantages that are left over or, at a token, not finite; where checking would wait
+    such a call gives NaN. Spread the whole batch and cut it then: a micro-batch's step_ids leave advantages over.
     """
     checks.tensor("to_tokens", "advantages", advantages, shape=(None,), dtypes=checks.FLOATS, fix="pass one advantage a step")
     checks.tensor(
@@ -54,7 +55,7 @@ def to_tokens(
     )
     steps = advantages.shape[0]
     row_is_step = step_ids.dim() == 2 and step_ids.shape[0] == steps
-    if checks.values_wanted(step_ids):
+    if checks.values_wanted(step_ids, advantages):
         _check_ids(advantages, step_ids, left_over=not row_is_step)
         return torch.cat([advantages, advantages.new_zeros(1)])[torch.where(step_ids < 0, steps, step_ids)]
     # Where checking would wait.
@@ -92,3 +93,9 @@ def _check_ids(advantages: Tensor, step_ids: Tensor, *, left_over: bool) -> None
             "where a row holds several steps make ids with step_ids(mask, turns=True); spread the whole batch, then cut micro-batches; "
             "leave out last steps without a trained token",
         )
+    if not all_finite(advantages):
+        read = torch.zeros(steps + 1, dtype=torch.bool, device=step_ids.device)  # -1 is the last entry: no step
+        read[step_ids.flatten()] = True  # what no token reads may be anything
+        fix = "find where they come from; a step that is not to count has advantage 0"
+        wrong = read[:steps] & ~advantages.isfinite()
+        arguments.fail_at("to_tokens", "advantages", wrong, "finite at steps with tokens", "not finite", fix)

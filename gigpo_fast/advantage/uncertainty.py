@@ -86,6 +86,8 @@ def uncertainty_weights(
     alpha = checks.number(function, "alpha", alpha, at_least=0.0, fix="0.02 is the paper's")
     checks.tensor(function, "entropy", entropy, shape=(None,), dtypes=checks.FLOATS, fix="semantic_entropy makes it")
     checks.tensor(function, "count", count, shape=tuple(entropy.shape), device=entropy.device, fix="group_moments(...).count")
+    for name, value in (("entropy", entropy), ("count", count)):
+        arguments.finite(function, name, value, "give 0 and 1 to rows that are not valid")
     if decay is not None and not callable(decay):
         checks.fail(function, "decay", "None or a function of torch", decay, "for example lambda x: torch.exp(-x)", error=TypeError)
     most = count.detach().to(torch.float64).clamp(min=1.0).log()

@@ -87,4 +87,7 @@ def _read(function: str, scores: Tensor) -> Tensor:
     checks.tensor(function, "scores", scores, shape=(None, None), fix="pass one row a reward model")
     if scores.shape[0] == 0:
         checks.fail(function, "scores", "at least one model's", scores, "pass one row a reward model")
+    if checks.values_wanted(scores) and not all_finite(scores):
+        wrong = ~scores.isfinite().all(0)
+        arguments.fail_at(function, "scores", wrong, "finite", "not finite", "leave rows out that a model did not score")
     return scores.detach().to(torch.float64)

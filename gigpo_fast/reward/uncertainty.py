@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import checks
 from ..advantage import arguments as labels_of
+from ..values import check_not_nan
 from . import arguments
 
 
@@ -25,6 +26,9 @@ def top_two_uncertainty(
     checks.tensor(function, "mask", mask, shape=(None, None), fix="one row a response")
     fix = "the two largest log-probs of every token"
     checks.tensor(function, "top_log_probs", top_log_probs, shape=(*mask.shape, 2), dtypes=checks.FLOATS, device=mask.device, fix=fix)
+    if checks.values_wanted(mask, top_log_probs):
+        for log_probs in top_log_probs.unbind(-1):
+            check_not_nan(function, "top_log_probs", log_probs, mask)
     probs = torch.where(mask.unsqueeze(-1), top_log_probs.detach(), 0).to(torch.float64).exp()
     doubt = torch.where(mask, (1.0 - (probs[..., 0] - probs[..., 1])).clamp(0.0, 1.0), 0.0)
     return (doubt.sum(1) / mask.sum(1).clamp(min=1)).to(labels_of.result_dtype(top_log_probs))
