@@ -5,6 +5,7 @@ import statistics
 import pytest
 import torch
 
+from gigpo_fast import rollouts
 from gigpo_fast.integrations.verl_turns import GiGPOConfig, gigpo_token_advantages
 
 VERL_AGENT = {"statistics": "verl_agent", "gamma": 0.9}
@@ -282,3 +283,29 @@ def test_a_clash_about_the_deviation_names_both_sides():
     with pytest.raises(ValueError, match="got norm_adv_by_std_in_grpo=False and gigpo.mode='mean_std_norm'"):
         GiGPOConfig.of(Algorithm(gamma=0.9, norm_adv_by_std_in_grpo=False, gigpo={"mode": "mean_std_norm"}))
     assert GiGPOConfig.of(Algorithm(gamma=0.9, norm_adv_by_std_in_grpo=False)).mode == "mean_norm"
+
+
+@pytest.mark.parametrize("batch", [one_turn_each, conversations])
+def test_what_was_used_is_recorded(tmp_path, batch):
+    config = GiGPOConfig(gamma=0.9, step_advantage_w=0.5, record=str(tmp_path), record_every=2)
+    plain, _ = gigpo_token_advantages(**batch(), config=GiGPOConfig(gamma=0.9, step_advantage_w=0.5))
+    for iteration in range(1, 5):
+        found, _ = gigpo_token_advantages(**batch(), config=config, iteration=iteration)
+        torch.testing.assert_close(found, plain, rtol=0, atol=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000002.jsonl.gz", "000004.jsonl.gz"]
+    read = rollouts.read(tmp_path / "000002.jsonl.gz")
+    columns = read.columns
+    assert columns["task"] == ["a", "a", "a", "b"] and columns["trajectory"] == ["a_0", "a_0", "a_1", "b_0"]
+    assert columns["step"] == [0, 1, 0, 0] and columns["state"] == ["s0", "s1", "s0", "s0"] and columns["state_id"] == [0, 1, 0, 2]
+    assert columns["reward"] == [0.0, 1.0, 0.0, 0.0] and columns["iteration"] == [2] * 4
+    used = [value for value in plain.flatten().tolist() if value] if batch is conversations else plain[:, 0].tolist()
+    assert sorted(set(columns["advantage"])) == sorted({*used, columns["advantage"][3]})
+    assert columns["advantage"] == pytest.approx([e + 0.5 * s for e, s in zip(columns["episode_advantage"], columns["step_advantage"])])
+    assert read.settings[2]["gamma"] == 0.9 and read.settings[2]["step_weight"] == 0.5 and read.settings[2]["statistics"] == "corrected"
+
+
+def test_recording_needs_the_number_of_the_training_step(tmp_path):
+    with pytest.raises(ValueError, match="iteration must be the training step, with algorithm.gigpo.record, got None; pass it"):
+        gigpo_token_advantages(**one_turn_each(), config=GiGPOConfig(record=str(tmp_path)))
+    with pytest.raises(ValueError, match="record_every must be left out, got 3; it is read with record=FOLDER only"):
+        GiGPOConfig(record_every=3)

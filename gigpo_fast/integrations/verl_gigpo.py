@@ -65,6 +65,7 @@ class GiGPOAdvantage:
             [bool(tag.get("is_padding", False)) for tag in batch.tags],
             self.gigpo,
             metrics,
+            self.global_steps if self.gigpo.record is not None else None,
         )
         with _ready(rollout):
             return super()._compute_advantage(batch, metrics)
@@ -89,6 +90,7 @@ class _Rollout(NamedTuple):
     padding: Sequence[bool]
     config: GiGPOConfig
     metrics: dict[str, float]
+    iteration: int | None
 
 
 _rollout: contextvars.ContextVar[_Rollout | None] = contextvars.ContextVar("gigpo_fast_verl_rollout", default=None)
@@ -112,7 +114,13 @@ def gigpo_estimator(token_level_rewards: Tensor, response_mask: Tensor, config: 
     if index is not None and [str(uid) for uid in index] != [key.rsplit("_", 2)[0] for key in rollout.keys]:
         fail("uid", "in the order of the keys", "another order", "leave the batch as the transfer queue returns it")
     advantages, metrics = gigpo_token_advantages(
-        token_level_rewards, rollout.mask, rollout.keys, rollout.extra_fields, config=rollout.config, padding=rollout.padding
+        token_level_rewards,
+        rollout.mask,
+        rollout.keys,
+        rollout.extra_fields,
+        config=rollout.config,
+        padding=rollout.padding,
+        iteration=rollout.iteration,
     )
     rollout.metrics.update(metrics)
     advantages = torch.where(response_mask.bool(), advantages, 0.0)

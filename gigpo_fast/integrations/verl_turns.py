@@ -1,5 +1,6 @@
 """From what an agent loop of verl says about its turns to GiGPO's advantage at every token: settings, and a function that needs no verl."""
 
+import collections
 import dataclasses
 import importlib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,8 @@ from .. import checks
 from ..advantage import CORRECTED, ROLL, VERL_AGENT, gigpo_advantages, step_ids, to_tokens
 from ..advantage.arguments import discount
 from ..anchor import group_ids, group_similar_states, group_states
+from ..rollouts import Recorder
+from ..types import GiGPOAdvantages
 
 STATES, REWARDS = "anchor_states", "step_rewards"
 _WHERE = "GiGPO in verl"
@@ -28,6 +31,7 @@ class GiGPOConfig:
     enable_similarity, similarity_thresh: states are texts and one if so alike, by difflib's ratio, in the order of uid, session and time.
     statistics: "corrected", "verl_agent" or "roll", the constants of gigpo_fast.advantage; "verl_agent" gives that project's numbers.
     state_key: "module:function", what to compare in a state's place (anchor.group_states' key).
+    record: a folder for records of every step and the credit it got (docs/rollouts.md), every record_every-th training step.
     """
 
     gamma: float = 1.0
@@ -37,6 +41,8 @@ class GiGPOConfig:
     similarity_thresh: float = 0.95
     statistics: str = "corrected"
     state_key: str | None = None
+    record: str | None = None
+    record_every: int = 1
 
     def __post_init__(self) -> None:
         for name, allowed in (("mode", _SCALES), ("statistics", _STATISTICS), ("enable_similarity", (False, True))):
@@ -51,6 +57,9 @@ class GiGPOConfig:
             fail("algorithm.gigpo.state_key", "null with enable_similarity", self.state_key, "a key makes grouping exact: use one of both")
         if not self.enable_similarity and self.similarity_thresh != 0.95:
             fail("algorithm.gigpo.similarity_thresh", "left out", self.similarity_thresh, "it is read with enable_similarity=True only")
+        checks.integer(_WHERE, "algorithm.gigpo.record_every", self.record_every, at_least=1, fix="1 records every training step")
+        if self.record is None and self.record_every != 1:
+            fail("algorithm.gigpo.record_every", "left out", self.record_every, "it is read with record=FOLDER only")
         self.key()
 
     @classmethod
@@ -88,6 +97,7 @@ def gigpo_token_advantages(
     *,
     config: GiGPOConfig,
     padding: Sequence[bool] | None = None,  # B, rows that verl added to fill up a batch
+    iteration: int | None = None,  # of the training; with config.record it names the file
 ) -> tuple[Tensor, dict[str, float]]:  # (B, T) float32, 0 where not trained; metrics
     """GiGPO's advantage at every token of a batch of agent loop outputs, whether an output holds one turn or a conversation.
 
@@ -129,11 +139,39 @@ def gigpo_token_advantages(
         scale=_SCALES[config.mode],
         statistics=_STATISTICS[config.statistics],
     )
+    if config.record is not None:
+        labels = [(names[row][0], keys[row].rpartition("_")[0]) for row, turn in zip(rows, turns) for _ in turn[0]]
+        _record(config, iteration, labels, states, [reward for _, rewards in turns for reward in rewards], ids, found)
     written = ordered.any(1)[output]  # step_ids number the turns that have tokens
     advantages = torch.zeros(mask.shape, dtype=torch.float32, device="cpu")
     advantages[place] = to_tokens(found.advantages[written], step_ids(ordered, turns=True))
     shared = float((torch.bincount(ids)[ids] > 1).float().mean()) if len(states) else 0.0
     return advantages.to(token_rewards.device), {"gigpo/shared_states": shared}
+
+
+def _record(
+    config: GiGPOConfig, iteration: int | None, labels: list, states: list, rewards: list[float], ids: Tensor, found: GiGPOAdvantages
+) -> None:
+    """Write what was used, one record a step; the trainer runs in one process, so it has all of them."""
+    if iteration is None:
+        fail("iteration", "the training step, with algorithm.gigpo.record", None, "pass it, or leave record out")
+    recorder = Recorder(config.record, every=config.record_every)
+    if not recorder.wanted(iteration):
+        return
+    number: collections.Counter = collections.Counter()
+    columns = {
+        "task": [task for task, _ in labels],
+        "trajectory": [name for _, name in labels],
+        "step": [number.update([name]) or number[name] - 1 for _, name in labels],
+        "state": states,
+        "reward": rewards,
+        "episode_advantage": found.episode,
+        "step_advantage": found.step,
+        "advantage": found.advantages,
+        "state_id": ids,
+    }
+    settings = dataclasses.asdict(config) | {"step_weight": config.step_advantage_w, "scale": _SCALES[config.mode]}
+    recorder.save(iteration, columns, settings=settings)
 
 
 def _names(key: str) -> tuple[str, str, int]:

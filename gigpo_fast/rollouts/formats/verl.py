@@ -5,7 +5,7 @@ from typing import Any
 
 NAME = "verl"
 COLUMNS = {"task": "_task", "trajectory": "_trajectory", "reward": "score", "iteration": "step"}
-_RECORD = "write records in the agent loop (docs/rollouts.md)"
+_RECORD = "set algorithm.gigpo.record (docs/verl.md)"
 MISSING = {
     "task": 'verl\'s legacy trainer writes none: with columns={"task": "input"} rows of equal prompts are one task',
     "state": f"the state is the decoded prompt, which differs wherever the history does: {_RECORD}",
