@@ -103,7 +103,9 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = [steps[name] for name in options.steps or [name for name in names if name not in left_out]]
     chosen = [step._replace(command=(*step.command, *extra)) if step.name == "timings" else step for step in chosen]
     if options.day:
-        chosen = [step._replace(ends=step.name == "machine") for step in chosen]
+        # A sanitizer is slow: two dtypes launch every kernel.
+        brief = {step.name: ("--dtypes", "float32,bfloat16") if step.tool else () for step in chosen}
+        chosen = [step._replace(ends=step.name == "machine", command=(*step.command, *brief[step.name])) for step in chosen]
     if options.minutes is None:
         chosen = [step._replace(seconds=HOURS) for step in chosen]
     outcomes = sitting(chosen, out, kept, options.minutes)

@@ -28,13 +28,14 @@ OBJECTIVES = {
     ),
     "sequence ratio": PolicyObjective(ratio=SequenceRatio()),
 }
+KINDS = ("float32", "bfloat16", "float16", "float64")
 Outputs = dict[str, Tensor]
 
 
-def cases(device: torch.device) -> Iterator[tuple[str, Callable[[], Outputs]]]:
-    """(name, function that returns values and gradients) of every path through the kernels."""
-    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        kind = str(dtype).removeprefix("torch.")
+def cases(device: torch.device, kinds: tuple[str, ...] = KINDS) -> Iterator[tuple[str, Callable[[], Outputs]]]:
+    """(name, function that returns values and gradients) of every path through the kernels, in these dtypes."""
+    for kind in kinds:
+        dtype = getattr(torch, kind)
         given = _inputs(device, dtype)
         yield f"rows, {kind}", lambda given=given: _rows(given, given["logits"])
         yield f"rows of a strided view, {kind}", lambda given=given: _rows(given, given["logits"][:, :, 1:-2])
@@ -48,7 +49,7 @@ def cases(device: torch.device) -> Iterator[tuple[str, Callable[[], Outputs]]]:
     yield "anchor ids of bytes", lambda: anchor.group_states((numbers[:, None] + torch.arange(77, device=device)).to(torch.uint8))._asdict()
 
 
-def run(device: torch.device, repeats: int, report: pathlib.Path | None = None) -> list[str]:
+def run(device: torch.device, repeats: int, report: pathlib.Path | None = None, kinds: tuple[str, ...] = KINDS) -> list[str]:
     """Run every case `repeats` times; returns what failed, was not finite or differed from the first time."""
     wrong, launched = [], launches.watched()
 
@@ -58,7 +59,7 @@ def run(device: torch.device, repeats: int, report: pathlib.Path | None = None) 
             with report.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
-    for name, function in cases(device):
+    for name, function in cases(device, kinds):
         launched.clear()
         launched.told = functools.partial(tell, name, "begun", [])
         try:
@@ -143,8 +144,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda", help="cuda (default) or cpu")
     parser.add_argument("--repeats", type=int, default=1, help="how often each case runs; the bits must be equal")
     parser.add_argument("--report", type=pathlib.Path, help="append a line of JSON a case to this file")
+    parser.add_argument("--dtypes", default=",".join(KINDS), help=f"of {', '.join(KINDS)}")
     options = parser.parse_args(arguments)
-    wrong = run(torch.device(options.device), options.repeats, options.report)
+    kinds = tuple(options.dtypes.split(","))
+    if not set(kinds) <= set(KINDS):
+        parser.error(f"--dtypes must be of {', '.join(KINDS)}, got {options.dtypes}")
+    wrong = run(torch.device(options.device), options.repeats, options.report, kinds)
     print("\n".join(wrong) or "every kernel ran, and every run gave the same bits")
     return int(bool(wrong))
 

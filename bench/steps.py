@@ -43,7 +43,11 @@ class Outcome(NamedTuple):
 
     @property
     def failed(self) -> bool:
-        return self.result.startswith(("wrong", "stopped"))
+        return self.result.startswith("wrong") or self.stopped
+
+    @property
+    def stopped(self) -> bool:
+        return self.result.startswith("stopped")
 
 
 def run(

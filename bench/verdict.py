@@ -45,9 +45,11 @@ def of_kernel(name: str, found: list[dict], ran: str = "run") -> str:
 
 def _head(folder: pathlib.Path, outcomes: list[Outcome], minutes: float | None) -> str:
     about = _about(folder)
-    bad = [outcome.step for outcome in outcomes if outcome.failed]
+    bad = [outcome.step for outcome in outcomes if outcome.failed and not outcome.stopped]
+    stopped = [outcome.step for outcome in outcomes if outcome.stopped]
     missing = [outcome.step for outcome in outcomes if not outcome.failed and outcome.result != "ok"]
-    line = "everything that ran is right" if not bad else f"something is wrong: {', '.join(bad)}"
+    line = "nothing wrong was found" if not bad else f"something is wrong: {', '.join(bad)}"
+    line += f"; not finished within its limit: {', '.join(stopped)}" if stopped else ""
     line += f"; not run: {', '.join(missing)}" if missing else ""
     named = [f"- {name}: {', '.join(value) if isinstance(value, list) else value}" for name, value in about.items()]
     spent = f"- time: {sum(outcome.seconds for outcome in outcomes):.0f} s" + (f" of {60 * minutes:.0f} s" if minutes else "")

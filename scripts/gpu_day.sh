@@ -16,4 +16,5 @@ timeout -k 5 $((MINUTES * 60)) "${PYTHON:-python3}" -m bench.gpu --day --out "$O
   2>&1 | tee "$OUT/run.log"
 code=${PIPESTATUS[0]}
 [ -f "$OUT/verdict.md" ] || printf '# Verdict\n\nThe run itself failed with %s; its last lines:\n\n%s\n' "$code" "$(tail -n 20 "$OUT/run.log")" > "$OUT/verdict.md"
+printf '\n'; cat "$OUT/verdict.md"
 exit "$code"

@@ -188,7 +188,7 @@ def test_the_verdict_names_what_ran_what_is_wrong_and_what_hangs(tmp_path, monke
     assert re.fullmatch(r"FAILED in 1 of 1: \S*test_three.py::test_hangs", lines["rows_backward_kernel"])
     assert lines["moments_kernel"] == "FAILED in 1 of 1: a case"
     assert lines["sums_kernel"] == lines["anchor_enter"] == "not launched"
-    assert "something is wrong: tests-three, repeats" in text and "- absent: trl, verl" in text and "- device: a GPU" in text
+    assert "**something is wrong: repeats; not finished within its limit: tests-three**" in text and "- absent: trl, verl" in text and "- device: a GPU" in text
     assert "test_wrong: failed. AssertionError: wrong result" in text and "test_hangs: not ended" in text
     assert "a case: failed. loss differs between two of 50 runs" in text
     assert len(text.splitlines()) < 70
@@ -226,6 +226,15 @@ def test_the_shapes_of_a_day_are_six_of_the_table_and_ours_come_first():
     assert [wanted for *_, wanted in sweeps[:6]] == [[records.OURS]] * 6
     assert not {peer for *_, wanted in sweeps[6:12] for peer in wanted} & set(quick.SLOW)
     assert all(set(wanted) <= set(quick.SLOW) for *_, wanted in sweeps[12:])
+
+
+def test_what_compiles_is_begun_only_where_enough_time_is_left(monkeypatch):
+    begun = []
+    monkeypatch.setattr(quick, "_measured", lambda who, case, keep: begun.append(who) or "ok")
+    monkeypatch.setattr(quick.measure, "Case", lambda *given: object())
+    results = dict(quick.run("gpu", torch.device("cpu"), quick.SLOW_SECONDS - 5, lambda row: None))
+    assert begun and not set(begun) & set(quick.SLOW)
+    assert {what.split(", ")[2] for what, result in results.items() if result == "not measured: no time left"} <= set(quick.SLOW)
 
 
 def test_ours_is_measured_against_the_bare_products_and_a_wrong_answer_fails(tmp_path, monkeypatch, capsys):

@@ -53,6 +53,7 @@ def test_bench_gpu_steps(executed, tmp_path):
     assert gpu.main(["--day", "--minutes", "9", "--out", str(tmp_path / "day")]) == 0
     assert [step.name for step, _ in executed] == ["machine", "doctor", *tests, "shapes", "repeats", "memcheck", "racecheck"]
     assert all(limit <= 150 for _, limit in executed) and [step.name for step, _ in executed if step.ends] == ["machine"]
+    assert [step.name for step, _ in executed if step.command[-2:] == ("--dtypes", "float32,bfloat16")] == ["memcheck", "racecheck"]
     assert sorted(path.name for path in (tmp_path / "day").iterdir()) == [gpu.CHECKS, "verdict.md"]
     with pytest.raises(SystemExit):
         gpu.main(["--steps", "speed"])
@@ -78,7 +79,7 @@ def test_bench_gpu_logs_every_step(tmp_path):
 def test_kernels_that_differ_between_runs_are_reported(monkeypatch, capsys):
     found = iter([1.0, 1.0, 2.0, math.inf, math.inf, math.inf])
     draw = lambda: {"loss": torch.tensor(next(found))}  # noqa: E731
-    monkeypatch.setattr(kernels, "cases", lambda device: iter([("a", draw), ("b", draw)]))
+    monkeypatch.setattr(kernels, "cases", lambda device, kinds: iter([("a", draw), ("b", draw)]))
     assert kernels.main(["--device", "cpu", "--repeats", "3"]) == 1
     out = capsys.readouterr().out
     assert "a: loss differs between two of 3 runs" in out and "b: loss is not finite" in out
@@ -89,7 +90,7 @@ def test_a_kernel_case_that_raises_is_reported_with_its_kernels_and_the_next_one
         launches.watched().note("rows_forward_kernel")
         raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
 
-    monkeypatch.setattr(kernels, "cases", lambda device: iter([("a", raises), ("b", lambda: {"loss": torch.zeros(())})]))
+    monkeypatch.setattr(kernels, "cases", lambda device, kinds: iter([("a", raises), ("b", lambda: {"loss": torch.zeros(())})]))
     assert kernels.main(["--device", "cpu", "--report", str(tmp_path / "k.jsonl")]) == 1
     lines = [json.loads(line) for line in (tmp_path / "k.jsonl").read_text().splitlines()]
     assert [(line["name"], line["result"], line["kernels"]) for line in lines] == [
@@ -123,6 +124,14 @@ print(" ".join(sorted(launched)))
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert len(jitted) >= 3 and set(ran.stdout.split()) == jitted
+
+
+def test_the_kernel_script_runs_the_dtypes_asked_for(capsys):
+    assert kernels.main(["--device", "cpu", "--dtypes", "bfloat16"]) == 0
+    out = capsys.readouterr().out
+    assert "rows, bfloat16" in out and "float32" not in out and "anchor ids of bytes" in out
+    with pytest.raises(SystemExit):
+        kernels.main(["--device", "cpu", "--dtypes", "int8"])
 
 
 def test_gpu_shapes_stop_without_a_gpu(tmp_path):
