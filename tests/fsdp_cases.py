@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from gigpo_fast.distributed import Denominator, equal_row_counts, global_denominator
+from gigpo_fast.distributed import equal_row_counts, global_denominator
 from gigpo_fast.loss import LinearPolicyLoss, LossOutput, rows_that_matter
 from gigpo_fast.objective import Clip, EntropyBonus, KLPenalty, PolicyObjective, SequenceMeanTokenMean, TokenMean
 
@@ -165,7 +165,7 @@ def train(case: dict, *, ranks=1, device="cpu", dtype=torch.float64, own_dtype=N
     optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=0.1)
     b, objective = batch(case, device), policy.loss.objective
     rows = torch.arange(B, device=device).chunk(parts)[place]
-    total = Denominator(global_denominator(b.mask[rows], aggregation=objective.aggregation, process_group=group).total)
+    total = global_denominator(b.mask[rows], objective=objective, process_group=group)
     if case.get("skip") and ranks > 1:
         keep = rows_that_matter(b.mask[rows], b.advantages[rows], objective=objective)
         rows = rows[equal_row_counts(keep)]

@@ -148,6 +148,8 @@ class FusedPolicyLoss:
         """Loss and gradients from inside the model's forward, where DistributedDataParallel and autocast expect them."""
         targets, found = batch["completion_ids"], []
         plan = plan_tokens(batch["mask"], batch["advantages"], objective=self.objective)  # waits for the device, as in _score
+        # A row is one sequence, also where it is the only one and its turns have different advantages.
+        rows = torch.arange(targets.shape[0], device=targets.device).unsqueeze(1).expand(targets.shape)
 
         def head_call(hidden: Tensor, head: Any, auxiliary: Tensor | None) -> tuple:
             hidden = hidden[:, -targets.shape[1] - 1 : -1]  # the positions that predict the completion
@@ -161,6 +163,7 @@ class FusedPolicyLoss:
                     old_log_probs=batch.get("old_per_token_logps"),
                     ref_log_probs=batch["ref_per_token_logps"] if self.args.beta else None,
                     extras=config.extras_of(self.objective, batch),
+                    sequence_ids=rows,
                     temperature=self.temperature,
                     objective=self.objective,
                     denominator=denominator,
