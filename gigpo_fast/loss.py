@@ -46,6 +46,9 @@ __all__ = [
     "rows_that_matter",
 ]
 
+# Made once and here: a compiler that meets a named loss first could not trace how blocks are made.
+_GRPO, _GIGPO = recipe("grpo").objective, recipe("gigpo").objective
+
 
 @takes_inference_tensors
 def policy_loss(
@@ -239,13 +242,13 @@ def linear_policy_loss(
 @takes(policy_loss, "grpo")
 def grpo_loss(log_probs: Tensor, advantages: Tensor, mask: Tensor, **keywords: "Unpack[TokenKeywords]") -> LossOutput:
     """`policy_loss` with the objective of recipes.recipe("grpo"): token ratio, clip 0.2, token mean, no KL (arXiv 2402.03300)."""
-    return policy_loss(log_probs, advantages, mask, objective=recipe("grpo").objective, **keywords)
+    return policy_loss(log_probs, advantages, mask, objective=_GRPO, **keywords)
 
 
 @takes(policy_loss, "gigpo")
 def gigpo_loss(log_probs: Tensor, advantages: Tensor, mask: Tensor, **keywords: "Unpack[TokenKeywords]") -> LossOutput:
     """`policy_loss` with the objective of recipes.recipe("gigpo") (arXiv 2505.10978, equation 9)."""
-    return policy_loss(log_probs, advantages, mask, objective=recipe("gigpo").objective, **keywords)
+    return policy_loss(log_probs, advantages, mask, objective=_GIGPO, **keywords)
 
 
 @takes(linear_policy_loss, "grpo")
@@ -253,7 +256,7 @@ def linear_grpo_loss(
     hidden: Tensor, head: Tensor | Head, token_ids: Tensor, advantages: Tensor, mask: Tensor, **keywords: "Unpack[LinearKeywords]"
 ) -> LossOutput:
     """`linear_policy_loss` with the objective of recipes.recipe("grpo")."""
-    return linear_policy_loss(hidden, head, token_ids, advantages, mask, objective=recipe("grpo").objective, **keywords)
+    return linear_policy_loss(hidden, head, token_ids, advantages, mask, objective=_GRPO, **keywords)
 
 
 @takes(linear_policy_loss, "gigpo")
@@ -261,7 +264,7 @@ def linear_gigpo_loss(
     hidden: Tensor, head: Tensor | Head, token_ids: Tensor, advantages: Tensor, mask: Tensor, **keywords: "Unpack[LinearKeywords]"
 ) -> LossOutput:
     """`linear_policy_loss` with the objective of recipes.recipe("gigpo")."""
-    return linear_policy_loss(hidden, head, token_ids, advantages, mask, objective=recipe("gigpo").objective, **keywords)
+    return linear_policy_loss(hidden, head, token_ids, advantages, mask, objective=_GIGPO, **keywords)
 
 
 class PolicyLoss(nn.Module):

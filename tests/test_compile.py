@@ -3,16 +3,19 @@
 import dataclasses
 import os
 import shutil
+from collections import OrderedDict
 from typing import ClassVar
 
 import pytest
 import torch
 
 import gigpo_fast
+from gigpo_fast import loss
 from gigpo_fast.head import Head
 from gigpo_fast.logprob import linear_token_log_probs, token_log_probs
 from gigpo_fast.loss import linear_policy_loss, plan_tokens, policy_loss
 from gigpo_fast.objective import Clip, EntropyBonus, KLPenalty, PolicyObjective, SequenceMeanTokenMean, SequenceRatio, Surrogate
+from gigpo_fast.recipes import base
 from gigpo_fast.tokens import ready_tokens
 from tests.compile_helpers import Counting, fresh_compiler  # noqa: F401 - a fixture
 from tests.loss_helpers import keywords_of, make_batch, run_linear
@@ -218,3 +221,12 @@ def test_value_checks_wait_outside_a_compiled_graph():
     """Full validation reads values, which do not exist while tracing: it must neither break the graph nor raise there."""
     with gigpo_fast.validation("full"):
         check(fused, FULL, "aot_eager", make_batch((3, 6)))
+
+
+@pytest.mark.parametrize("name", ["grpo_loss", "gigpo_loss", "linear_grpo_loss", "linear_gigpo_loss"])
+def test_a_named_loss_may_meet_the_compiler_before_its_recipe_was_asked_for(name, monkeypatch):
+    monkeypatch.setattr(base, "_made", OrderedDict())  # as in a new process
+    b, function = make_batch((3, 6)), getattr(loss, name)
+    first = (b.hidden, b.weight, b.token_ids) if name.startswith("linear") else (b.log_probs,)
+    got = compiled(lambda *given: function(*given).loss, "aot_eager")(*first, b.advantages, b.mask)
+    assert error(got, function(*first, b.advantages, b.mask).loss) <= 2e-7
