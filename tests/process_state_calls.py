@@ -102,6 +102,7 @@ def _extras(b: Inputs, wanted: PolicyObjective) -> dict[str, Tensor]:
         "weights": b.squares, "rollout_log_probs": b.old - 0.1, "teacher_log_probs": b.ref, "previous_log_probs": b.old + 0.1,
         "kl_mask": b.mask, "clip_low": b.squares, "clip_high": b.squares, "scores": b.token_rewards, "group_spread": b.squares,
         "correct": b.sequences == 0, "correct_rate": b.squares, "group_ids": b.sequences, "segment_ids": rows // 3, "token_keys": rows * 7919,
+        "position_ids": rows, "expected_discriminator": b.squares,
     }  # fmt: skip
     return {name: known[name] for name in wanted.reads}
 
