@@ -35,7 +35,7 @@ def about(device: torch.device) -> dict:
         "triton": where.triton,
         "cuda": torch.version.cuda,
         "nvcc": shutil.which("nvcc") is not None,
-        "absent": [name for name in (*PACKAGES, *TOOLS) if importlib.util.find_spec(name) is None],
+        "absent": [name for name in (*PACKAGES, *TOOLS) if not _present(name)],
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -45,6 +45,13 @@ def about(device: torch.device) -> dict:
             "processors": properties.multi_processor_count,
         }
     return found
+
+
+def _present(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # something stands in for it
+        return False
 
 
 def able(device: torch.device) -> dict:
@@ -65,13 +72,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(NO_DEVICE.format(version=torch.__version__), file=sys.stderr)
         return 2
     device = torch.device(options.device)
-    found = about(device)
-    options.file.write_text(json.dumps(found, indent=1) + "\n")  # before the device is asked anything that may go wrong
-    try:
-        found |= able(device) if options.device == "cuda" else {}
-    except Exception as error:
-        found["asked of the device"] = f"{type(error).__name__}: {error}"
-    options.file.write_text(json.dumps(found, indent=1) + "\n")
+    found: dict = {}
+    for ask in (about, able) if options.device == "cuda" else (about,):
+        try:  # a device is there: what this page cannot say must not end the run
+            found |= ask(device)
+        except Exception as error:
+            found[f"{ask.__name__} failed"] = f"{type(error).__name__}: {error}"
+        options.file.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
     return 0
 

@@ -74,7 +74,7 @@ def run(
         outcomes.append(Outcome(step.name, result, clock() - started))
         seen(outcomes[-1])
         print(f"{place}: {result}, {outcomes[-1].seconds:.0f} s", flush=True)
-        if outcomes[-1].failed and step.ends:
+        if outcomes[-1].failed and not outcomes[-1].stopped and step.ends:
             ended = step.name
     return outcomes
 

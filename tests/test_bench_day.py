@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from bench import gpu, launches, quick, records, steps, verdict
+from bench import about, gpu, launches, quick, records, steps, verdict
 from bench.steps import Outcome, Step
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -116,6 +116,16 @@ def test_a_red_step_hides_nothing_but_no_device_ends_all(tmp_path):
     some[0] = python("machine", "raise SystemExit(2)", ends=True)
     results = [outcome.result for outcome in steps.run(some, execute=execute)]
     assert results == ["wrong (exit code 2)", *["not run: machine found something wrong"] * 2]
+    slow = [python("machine", "import time; time.sleep(9)", ends=True, seconds=1.0), some[2]]
+    assert [outcome.result for outcome in steps.run(slow, execute=execute)] == ["stopped after 1 s, its limit", "ok"]
+
+
+def test_what_the_page_on_the_machine_cannot_say_ends_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(about, "about", lambda device: 1 / 0)
+    monkeypatch.setattr(about.importlib.util, "find_spec", lambda name: (_ for _ in ()).throw(ImportError(name)))
+    assert about.main([str(tmp_path / "machine.json"), "--device", "cpu"]) == 0
+    assert list(json.loads((tmp_path / "machine.json").read_text()).values()) == ["ZeroDivisionError: division by zero"]
+    assert not about._present("trl")
 
 
 def test_a_step_knows_its_limit_and_finds_the_checkout(tmp_path):
