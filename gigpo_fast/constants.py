@@ -18,9 +18,10 @@ def constant(function: str, name: str, value: Tensor) -> Tensor:
     if not torch.compiler.is_compiling() and (function, name) not in _warned:
         if (value.requires_grad and torch.is_grad_enabled()) or has_tangent(value):
             _warned.add((function, name))
+            hint = " (log-probs of the old policy are those before the update)" if name == "old_log_probs" else ""
             warnings.warn(
                 f"{function}: {name} is a constant here, got a tensor that is differentiated: its gradient is 0; "
-                f"pass {name}.detach() if that is meant (log-probs of the old policy are those before the update)",
+                f"pass {name}.detach() if that is meant{hint}",
                 UserWarning,
                 stacklevel=4,
             )

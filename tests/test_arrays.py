@@ -171,13 +171,15 @@ def test_labels_are_any_hashable_everywhere(labels):
     found = advantage.gigpo_advantages([1.0, 0.0, 5.0, 2.0], labels, labels, labels, gamma=0.0)
     assert found.step.tolist() == [0.5, -0.5, 1.5, -1.5]
     assert reward.any_of_group([True, False, False, False], labels).tolist() == [True, True, False, False]
+    assert pairwise.all_pairs([1.0, 0.0, 5.0, 2.0], labels).tolist() == [[0, 1], [2, 3]]
 
 
 @pytest.mark.parametrize("labels", NO_LABELS, ids=lambda value: f"{type(value).__name__} of {type(value[0]).__name__}")
 def test_what_is_no_label_is_refused_everywhere(labels):
     scores = torch.tensor([1.0, 0.0, 5.0, 2.0])
     calls = (lambda: anchor.group_ids(labels), lambda: anchor.group_states([0] * 4, labels), lambda: advantage.group_advantages(scores, labels),
-             lambda: advantage.discounted_returns(scores, labels, gamma=0.5), lambda: reward.any_of_group(scores > 0, labels))  # fmt: skip
+             lambda: advantage.discounted_returns(scores, labels, gamma=0.5), lambda: reward.any_of_group(scores > 0, labels),
+             lambda: pairwise.all_pairs(scores, labels))  # fmt: skip
     for call in calls:
         with pytest.raises(TypeError, match="must be (str, int or another exact hashable|hashable labels), got .*; (labels are compared|a tensor is equal)"):
             call()

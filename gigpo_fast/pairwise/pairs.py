@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..advantage import arguments
 
 
 def halves(sequences: int, *, device: torch.device | str | None = None) -> Tensor:
@@ -21,7 +22,7 @@ def halves(sequences: int, *, device: torch.device | str | None = None) -> Tenso
 
 def all_pairs(
     scores: Tensor,  # (S,) float, the higher the better
-    group: Tensor,  # (S,) int64, responses to one prompt share a number
+    group: Tensor | list,  # (S,) int64 or a list of str or int, prompt of each response
     *,
     least: float = 0.0,
 ) -> Tensor:
@@ -33,15 +34,7 @@ def all_pairs(
     the ranking loss of CPL (arXiv 2310.13639), the pairs of arXiv 2404.14367.
     """
     checks.tensor("all_pairs", "scores", scores, shape=(None,), dtypes=checks.FLOATS, fix="pass one score a response")
-    checks.tensor(
-        "all_pairs",
-        "group",
-        group,
-        shape=tuple(scores.shape),
-        dtypes=(torch.int64,),
-        device=scores.device,
-        fix="pass one prompt number a response",
-    )
+    group = arguments.labels("all_pairs", "group", group, torch.ones_like(scores, dtype=torch.bool))
     checks.number("all_pairs", "least", least, at_least=0.0, fix="0 takes every pair that is no tie")
     ahead = scores[:, None] - scores[None, :]
     return ((group[:, None] == group[None, :]) & (scores[:, None] > scores[None, :]) & (ahead >= least)).nonzero()

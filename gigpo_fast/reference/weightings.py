@@ -173,7 +173,7 @@ def _RatioGuard(b, threshold, log_ratio_clip, mean):
 def _ratios(b, level, log_ratio_clip):
     bound = math.inf if log_ratio_clip is None else log_ratio_clip
     pooled = _pooled(level, b, {t: value(b.delta(t)) for t in b.trained})
-    return {t: math.exp(min(max(number, -bound), bound)) for t, number in pooled.items()}
+    return {t: exp(min(max(number, -bound), bound)) for t, number in pooled.items()}
 
 
 def _RatioRegion(b, low, high, one_sided, outer_low, outer_high, level, log_ratio_clip):
@@ -194,7 +194,7 @@ def _RatioWeight(b, maximum, level, log_ratio_clip):
 
 
 def _discriminators(b: Tokens) -> dict[int, float]:
-    return {t: math.exp(value(b.lp[t])) * (value(b.H[t]) + value(b.lp[t])) for t in b.trained}
+    return {t: exp(value(b.lp[t])) * (value(b.H[t]) + value(b.lp[t])) for t in b.trained}
 
 
 def _deviation(numbers: list[float]) -> float:
@@ -222,12 +222,12 @@ def _ClipV(b, mu, max_fraction):
 def _FutureKL(b, half_life, clip, both_sides, safety, ratio_limit):
     place, found = b.extras["position_ids"], {}
     for t in b.trained:
-        ratio, future = math.exp(value(b.delta(t))), 0.0
+        ratio, future = exp(value(b.delta(t))), 0.0
         for other in b.inside(t):
-            counted = ratio_limit is None or math.exp(value(b.delta(other))) <= ratio_limit
+            counted = ratio_limit is None or exp(value(b.delta(other))) <= ratio_limit
             if place[other] >= place[t] and counted:
                 future += 0.5 ** ((place[other] - place[t]) / half_life) * value(b.delta(other))
-        weight = math.exp(future)
+        weight = exp(future)
         if clip is not None:
             weight = min(max(weight, 1 - clip if both_sides else 1.0), 1 + clip)
         if safety is not None and b.A[t] < 0 and ratio > safety:
@@ -237,8 +237,8 @@ def _FutureKL(b, half_life, clip, both_sides, safety, ratio_limit):
 
 
 def _UncertainTokens(b):
-    return {t: math.exp(value(b.lp[t])) * (1 - math.exp(value(b.lp[t]))) for t in b.trained}
+    return {t: exp(value(b.lp[t])) * (1 - exp(value(b.lp[t]))) for t in b.trained}
 
 
 def _AdvantageWeight(b, temperature, maximum):
-    return {t: min(math.exp(b.A[t] / temperature), math.inf if maximum is None else maximum) for t in b.trained}
+    return {t: min(exp(b.A[t] / temperature), math.inf if maximum is None else maximum) for t in b.trained}
