@@ -90,6 +90,8 @@ class FusedPolicyLoss:
 
         mode = "train" if self.model.training else "eval"
         turns = gather_object(self.credit.turns(inputs, getattr(self, "environments", None)))
+        iteration = self.state.global_step
+        recorded = mode == "train" and self.credit.records(iteration)
         output["advantages"], met = self.credit.token_advantages(
             output["advantages"],
             _trained(output),
@@ -97,6 +99,8 @@ class FusedPolicyLoss:
             first_row=self.accelerator.process_index * len(inputs),
             group_size=self.num_generations if mode == "train" else self.num_generations_eval,
             scale="std" if self.args.scale_rewards == "group" else None,
+            iteration=iteration,
+            episodes=gather_object(output["advantages"].tolist()) if recorded else None,
         )
         self._metrics[mode]["gigpo/shared_states"].append(met)
         return output
@@ -309,6 +313,9 @@ def _check_args(args: Any, credit: GiGPOCredit | None, row_metrics: bool, skip_i
         if args.multi_objective_aggregation != "sum_then_normalize":
             got = f"multi_objective_aggregation={args.multi_objective_aggregation!r} and credit=GiGPOCredit(...)"
             checks.fail(function, "args.multi_objective_aggregation", '"sum_then_normalize"', got, "sum the rewards first")
+        if credit.record is not None and args.steps_per_generation * args.num_iterations < args.gradient_accumulation_steps:
+            got = f"{args.steps_per_generation}, so several generation batches in one optimiser step and one file of records"
+            checks.fail(function, "args.steps_per_generation", "that of one optimiser step", got, "leave it out, or record=None")
     reason = config.why_not_fused(args, row_metrics=row_metrics)
     if skip_idle_rows and reason is not None:
         checks.fail(function, "skip_idle_rows", "False where head and loss are not fused", f"True, but {reason}", "switch one of them off")

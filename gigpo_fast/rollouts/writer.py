@@ -117,7 +117,7 @@ def _column(name: str, column: Sequence | Tensor) -> list:
 
 def _dumps(name: str, row: int, record: dict) -> str:
     try:
-        return json.dumps(record, allow_nan=False, default=_json)
+        return _encode(record)
     except (TypeError, ValueError, RecursionError) as error:
         return _fail(f"{name} of row {row}", "a value that JSON can hold", f"{type(error).__name__}: {error}", "record it as a text")
 
@@ -129,6 +129,9 @@ def _json(value: Any) -> Any:
     if isinstance(value, (bytes, bytearray)):
         return value.hex()
     raise TypeError(f"{type(value).__name__} is not a JSON value")
+
+
+_encode = json.JSONEncoder(allow_nan=False, default=_json).encode  # made once: json.dumps would make one a step
 
 
 def _setting(value: Any) -> Any:

@@ -7,6 +7,7 @@ import torch
 from transformers import Qwen2ForCausalLM
 from trl.experimental.gmpo import GMPOTrainer
 
+from gigpo_fast import rollouts
 from gigpo_fast.integrations.trl import FusedGRPOTrainer, GiGPOCredit
 from tests.frameworks.trl_runs import GRPOTrainer, assert_same, run, saved_model, scripted_turns
 
@@ -69,6 +70,33 @@ def test_the_step_level_is_that_of_the_loops(scale):
     torch.testing.assert_close(output["advantages"], want, rtol=1e-4, atol=1e-5)
     assert float((want - plain["advantages"][:, None] * mask).abs().max()) > 0.1, "the step level did nothing"
     assert all(0 < entry["gigpo/shared_states"] <= 1 for entry in got.logs)
+
+
+def test_what_was_used_is_recorded(tmp_path):
+    settings = {"scale_rewards": "group", "per_device_train_batch_size": 8}
+    credit = GiGPOCredit(gamma=GAMMA, step_weight=WEIGHT, record=tmp_path, every=2)
+    got = run(Keeping, extra={"rollout_func": scripted_turns, "credit": credit}, steps=4, **settings)
+    found = rollouts.read(tmp_path)
+    assert sorted(found.settings) == [0, 2] and found.settings[0]["gamma"] == GAMMA and found.settings[0]["scale"] == "std"
+    for iteration in (0, 2):
+        inputs, output = got.trainer.kept[iteration]
+        mask = (output["completion_mask"] * output["tool_mask"]).bool()
+        columns = {name: [v for v, i in zip(column, found.columns["iteration"]) if i == iteration] for name, column in found.columns.items()}
+        assert columns["state"] == [state for row in inputs for state in row["anchor_states"]]
+        assert columns["reward"] == [reward for row in inputs for reward in row["step_rewards"]]
+        assert columns["trajectory"] == [row for row, example in enumerate(inputs) for _ in example["anchor_states"]]
+        assert columns["task"] == [row // 4 for row in columns["trajectory"]]
+        starts = mask & ~torch.nn.functional.pad(mask, (1, 0))[:, :-1]
+        torch.testing.assert_close(torch.tensor(columns["advantage"]), output["advantages"][starts], rtol=1e-6, atol=1e-7)
+
+
+def test_several_generation_batches_for_one_file_are_refused(tmp_path):
+    extra = {"rollout_func": scripted_turns, "credit": GiGPOCredit(record=tmp_path)}
+    settings = {"per_device_train_batch_size": 4, "steps_per_generation": 1, "gradient_accumulation_steps": 2}
+    with pytest.raises(ValueError, match="args.steps_per_generation must be that of one optimiser step, got 1, so several .*; leave it out"):
+        run(Keeping, extra=extra, steps=1, **settings)
+    run(Keeping, extra=extra, steps=1, **{**settings, "steps_per_generation": None})
+    assert len(rollouts.read(tmp_path)) > 0
 
 
 def half_of_them_end(prompts, trainer):

@@ -5,7 +5,7 @@ from typing import Any
 
 NAME = "trl"
 COLUMNS = {"task": "_task", "reward": "_reward", "iteration": "step"}
-_RECORD = "write records in the rollout_func (docs/rollouts.md)"
+_RECORD = "use GiGPOCredit(record=FOLDER) (docs/trl.md)"
 MISSING = {
     "task": 'TRL writes none: with columns={"task": "prompt"} rows of equal prompts are one task',
     "state": f"the state is the first prompt, the only one that can be told apart: {_RECORD}",
