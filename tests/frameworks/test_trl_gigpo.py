@@ -201,7 +201,7 @@ def test_models_that_are_refused():
     # TRL itself refuses an adapter on the head; a copy of the head is refused by us.
     refused("PEFT adapter to `lm_head`", extra={"peft_config": LoraConfig(target_modules=["lm_head"])})
     copied = LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])
-    refused("got ModulesToSaveWrapper on the head; take lm_head out", extra={"peft_config": copied}, error=TypeError)
+    refused("got ModulesToSaveWrapper, an adapter around one; merge the adapter, or take the head out", extra={"peft_config": copied}, error=TypeError)
     prompts = PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
     refused(r"got prompt tuning \(PromptTuningConfig\); use LoRA", extra={"peft_config": prompts})
 
