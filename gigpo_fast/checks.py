@@ -171,15 +171,14 @@ def mask(
     """Check a mask: bool, the exact shape if one is given. A float mask is refused, because weights are something else."""
     shape = tuple(value.shape) if shape is None and isinstance(value, Tensor) else shape
     if isinstance(value, Tensor) and value.dtype != torch.bool:
-        fail(
-            function,
-            name,
-            f"{shape} bool (True = this token is trained)",
-            value,
-            'use mask.bool(); soft weights belong in extras={"weights": ...} with objective weighting=TokenWeights()',
-            error=TypeError,
-        )
-    return tensor(function, name, value, shape=shape, device=device, fix="build it from the tokens that are trained, one bool a token")
+        if name == "mask":
+            meaning = " (True = this token is trained)"
+            fix = 'use mask.bool(); soft weights belong in extras={"weights": ...} with objective weighting=TokenWeights()'
+        else:
+            meaning, fix = "", f"use {name}.bool(), or say what counts as True"
+        fail(function, name, f"{shape} bool{meaning}", value, fix, error=TypeError)
+    fix = "build it from the tokens that are trained, one bool a token" if name == "mask" else "pass one bool a row"
+    return tensor(function, name, value, shape=shape, device=device, fix=fix)
 
 
 def real(value: Any) -> float | None:

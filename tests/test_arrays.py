@@ -245,3 +245,18 @@ def test_whole_numbers_may_be_numpys():
     for wrong in (True, 2.5, "2", None):
         with pytest.raises((TypeError, ValueError), match="k must be an integer >= 1, got"):
             advantage.pass_at_k_advantages(scores > 0.5, GROUP, k=wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "hall", b"hall", {"hall"}, {"hall": 1}, iter(["hall"]), object()], ids=lambda wrong: type(wrong).__name__)
+def test_labels_in_no_order_are_refused_by_name(wrong):
+    with pytest.raises(TypeError, match=r"group_ids: labels must be a list of labels or an integer tensor, got .*; pass one label a row, list\(labels\)"):
+        anchor.group_ids(wrong)
+    assert anchor.group_ids(list({"hall": 1, "cellar": 2})).tolist() == anchor.group_ids(("hall", "cellar")).tolist() == [0, 1]
+
+
+def test_a_mask_of_rows_is_not_told_about_tokens():
+    for wrong, fix in ((torch.tensor([1, 0]), r"\(2,\) bool, got \(2,\) int64; use valid.bool\(\), or say what counts"), (True, "a torch.Tensor, got bool True; pass one bool a row")):
+        for call in (lambda valid: anchor.group_states(["a", "b"], valid=valid), lambda valid: advantage.group_advantages([1.0, 2.0], [0, 0], valid=valid)):
+            with pytest.raises(TypeError, match=f"valid must be {fix}"):
+                call(wrong)
+            call(torch.tensor([1, 0]).bool())

@@ -74,9 +74,9 @@ def group_states(
 def _checked_valid(valid: Any, size: int) -> Tensor | None:
     if valid is None:
         return None
-    if not isinstance(valid, Tensor):
+    if not isinstance(valid, Tensor) and hasattr(valid, "__len__"):
         valid = torch.as_tensor(valid, device="cpu") if len(valid) else torch.zeros(0, dtype=torch.bool, device="cpu")
-    return checks.mask("group_states", valid, (size,), valid.device, name="valid")
+    return checks.mask("group_states", valid, (size,), getattr(valid, "device", None), name="valid")
 
 
 def _with_invalid_rows(found: StateGroups, valid: Tensor) -> StateGroups:

@@ -47,6 +47,9 @@ def numbered(function: str, name: str, labels: Any) -> Tensor:
     if isinstance(labels, Tensor):
         checks.tensor(function, name, labels, shape=(None,), dtypes=checks.INTEGERS, fix=FIX)
         return paths.group_rows(read(labels.to(torch.int64), None), None).ids
+    if isinstance(labels, (str, bytes)) or not isinstance(labels, Sequence):
+        fix = "pass one label a row, list(labels)"
+        checks.fail(function, name, "a list of labels or an integer tensor", type(labels).__name__, fix, error=TypeError)
     found = paths.group_text(labels, None) if isinstance(labels, list) else None
     if found is not None:
         return found.ids
