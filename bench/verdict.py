@@ -46,6 +46,8 @@ def of_kernel(name: str, found: list[dict], ran: str = "run") -> str:
 def _head(folder: pathlib.Path, outcomes: list[Outcome], minutes: float | None) -> str:
     about = _about(folder)
     bad = [outcome.step for outcome in outcomes if outcome.failed and not outcome.stopped]
+    failed = sum(line["result"] == "failed" for line in checks(folder))  # also in a step that was stopped behind them
+    bad += [f"{failed} tests and cases"] if failed else []
     stopped = [outcome.step for outcome in outcomes if outcome.stopped]
     missing = [outcome.step for outcome in outcomes if not outcome.failed and outcome.result != "ok"]
     line = "nothing wrong was found" if not bad else f"something is wrong: {', '.join(bad)}"

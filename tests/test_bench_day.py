@@ -198,7 +198,7 @@ def test_the_verdict_names_what_ran_what_is_wrong_and_what_hangs(tmp_path, monke
     assert re.fullmatch(r"FAILED in 1 of 1: \S*test_three.py::test_hangs", lines["rows_backward_kernel"])
     assert lines["moments_kernel"] == "FAILED in 1 of 1: a case"
     assert lines["sums_kernel"] == lines["anchor_enter"] == "not launched"
-    assert "**something is wrong: repeats; not finished within its limit: tests-three**" in text and "- absent: trl, verl" in text and "- device: a GPU" in text
+    assert "**something is wrong: repeats, 2 tests and cases; not finished within its limit: tests-three**" in text and "- absent: trl, verl" in text and "- device: a GPU" in text
     assert "test_wrong: failed. AssertionError: wrong result" in text and "test_hangs: not ended" in text
     assert "a case: failed. loss differs between two of 50 runs" in text
     assert len(text.splitlines()) < 70
