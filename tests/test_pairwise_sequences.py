@@ -337,6 +337,15 @@ def test_compiles_as_one_graph(name):
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("wrong, found", [(-100, r"-100 at \[1, 2\]"), (99, r"99 at \[1, 2\]")])
+def test_a_token_that_the_head_does_not_have_is_named_where_it_stands(wrong, found):
+    mask = torch.tensor([[False, True, True], [True, False, True]])
+    hidden, weight, ids = torch.randn(2, 3, 4), torch.randn(9, 4), torch.tensor([[wrong, 1, 2], [3, wrong, wrong]])
+    with pytest.raises(ValueError, match=rf"^linear_sequence_log_probs: token_ids must be in 0 .. 8 at every trained token, got {found}"):
+        linear_sequence_log_probs(hidden, weight, ids, mask)
+    linear_sequence_log_probs(hidden, weight, ids, mask & (ids != wrong))
+
+
 @pytest.mark.parametrize("wrong", [-1, -7, 3, 2**40])
 @pytest.mark.parametrize("linear", [False, True])
 def test_a_trained_token_of_no_response_is_refused(linear, wrong):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from gigpo_fast import advantage, pairwise, recipes
 from gigpo_fast import objective as blocks
-from gigpo_fast import pairwise, recipes
 from gigpo_fast.objective import K3, Clip, KLPenalty, PolicyObjective, TokenRatio, schedule, with_value
 from gigpo_fast.objective.block import read as read_structure
 from gigpo_fast.recipes import base, recipe
@@ -193,6 +193,14 @@ def test_recipes_are_kept_up_to_a_number(monkeypatch):
 
 def test_settings_that_are_written_out_are_the_same_recipe():
     assert recipe("grpo", clip_low=0.2, dual_clip=None) is recipe("grpo") is recipes.grpo(clip_high=0.2)
+
+
+@pytest.mark.parametrize("kind", [advantage.GroupStatistics, advantage.Whitening])
+@pytest.mark.parametrize("wrong", [True, 1.0, "1", 2, None])
+def test_a_count_of_degrees_of_freedom_is_an_integer(kind, wrong):
+    with pytest.raises(ValueError, match=f"^{kind.__name__}: ddof must be 0 or 1, got {wrong!r}; "):
+        kind(ddof=wrong)
+    assert kind(ddof=1).ddof == 1
 
 
 def test_recipes_are_listed_and_typed():

@@ -33,7 +33,7 @@ class GroupStatistics:
         allowed = {"count": ("trajectory", "row"), "singleton": ("zero", "raw"), "zero_variance": ("zero", "divide"), "ddof": (0, 1)}
         for name, choices in allowed.items():
             value = getattr(self, name)
-            if value not in choices:
+            if value not in choices or (name == "ddof" and checks.whole(value) is None):
                 checks.fail(
                     "GroupStatistics", name, " or ".join(map(repr, choices)), value, "see CORRECTED, VERL_AGENT and ROLL for whole sets"
                 )

@@ -30,7 +30,7 @@ class Whitening:
 
     def __post_init__(self) -> None:
         for name, choices in {"ddof": (0, 1), "eps_in": ("variance", "deviation", "floor")}.items():
-            if getattr(self, name) not in choices:
+            if getattr(self, name) not in choices or (name == "ddof" and checks.whole(self.ddof) is None):
                 checks.fail(
                     "Whitening", name, " or ".join(map(repr, choices)), getattr(self, name), "see VERL_WHITENING and its neighbours"
                 )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import checks
 from ..constants import constant
-from ..head import Head
+from ..head import Head, token_ids_checked
 from ..inference import takes_inference_tensors
 from ..logprob import linear_token_log_probs
 from ..segments import segment_sum
@@ -87,6 +87,10 @@ def linear_sequence_log_probs(
             error=ValueError if isinstance(hidden, Tensor) else TypeError,
         )
     sequences = _sequences(function, shape, sequence_ids, sequences, hidden.device, mask)
+    whole = head if isinstance(head, Head) else Head(head)
+    if isinstance(whole.weight, Tensor) and whole.group_name is None:  # here, where an id's place in the batch is known
+        columns = whole.weight.shape[0] if whole.vocab_size is None else whole.vocab_size
+        token_ids_checked(function, token_ids, shape, hidden.device, columns, mask)
     if batched() or (transformed() and torch.compiler.is_compiling()):  # how many tokens are trained is not known: all are scored
         hidden = torch.where(mask.unsqueeze(-1), hidden, 0)
         how = {"temperature": temperature, "chunk_bytes": chunk_bytes, "invariant": invariant}
