@@ -69,6 +69,7 @@ def train_policies(options: argparse.Namespace) -> tuple[list[dict], list[Settin
             group_size=options.group_size,
             map_name=options.map,
             slippery=options.slippery,
+            record=None if options.record is None else str(options.record),
         )
         for seed in range(options.seeds)
         for algorithm in algorithms
@@ -137,6 +138,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--slippery", action="store_true", help="the ice carries the player sideways two times in three")
     parser.add_argument("--processes", type=int, default=usable_cores(), help="runs side by side (default: the cores)")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("demo_out"), metavar="FOLDER")
+    parser.add_argument("--record", type=pathlib.Path, metavar="FOLDER", help="write every step of each tenth update, with its credit")
     parser.add_argument("--quick", action="store_true", help="2 seeds, 20 updates: shows that everything works")
     options = parser.parse_args(arguments)
     if options.quick:

@@ -196,6 +196,7 @@ def test_it_learns(agent):
 
 def test_end_to_end(agent, tmp_path):
     options = ["--updates", "3", "--seeds", "1", "--episodes", "8", "--group-size", "4", "--processes", "2", "--out", str(tmp_path)]
+    options += ["--record", str(tmp_path / "records")]
     environment = os.environ | {"PYTHONPATH": str(pathlib.Path(gigpo_fast.__file__).parent.parent)}  # the package under test
     command = [sys.executable, EXAMPLES / "demo.py", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
@@ -206,6 +207,13 @@ def test_end_to_end(agent, tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     assert {run["algorithm"] for run in results["runs"]} == {"grpo", "gigpo"}
     assert f"{results['summary']['gigpo']['invalid_actions_last_quarter']['mean']:.3f}" in done.stdout
+
+    for algorithm, weight in (("grpo", 0.0), ("gigpo", 1.0)):
+        found = gigpo_fast.rollouts.read(tmp_path / "records" / f"{algorithm}-seed0")
+        columns, settings = found.columns, found.settings[0]
+        assert settings["step_weight"] == weight and len(set(zip(columns["task"], columns["trajectory"]))) == 8
+        used = [e + weight * s for e, s in zip(columns["episode_advantage"], columns["step_advantage"], strict=True)]
+        assert columns["advantage"] == pytest.approx(used, rel=1e-5, abs=1e-6)
 
     # What two processes did is what one does: a run depends on its settings alone.
     settings = agent.train.Settings("gigpo", 0, updates=3, groups=2, group_size=4)

@@ -22,6 +22,7 @@ class Steps(NamedTuple):
     valid_action: Tensor  # (S,) bool, the token was an action word
     solved: Tensor  # (episodes,) bool
     lengths: Tensor  # (episodes,) int64
+    actions: list[str]  # S words
 
 
 def play(model, lakes: FrozenLakes, tokenizer: Tokenizer, *, seed: int, generator: torch.Generator) -> Steps:
@@ -66,6 +67,7 @@ def play(model, lakes: FrozenLakes, tokenizer: Tokenizer, *, seed: int, generato
         valid_action=torch.tensor([lakes.understands(word) for word in words]),
         solved=solved,
         lengths=torch.bincount(torch.tensor(trajectory), minlength=len(solved)),
+        actions=words,
     )
 
 

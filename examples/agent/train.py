@@ -5,6 +5,7 @@ a clipped policy gradient averaged over the tokens the model wrote. GRPO gives e
 advantage; GiGPO adds how the step compares with the other steps of its group that were taken from the same board.
 """
 
+import pathlib
 import time
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from gigpo_fast.advantage import gigpo_advantages, step_ids, to_tokens
 from gigpo_fast.anchor import group_states
 from gigpo_fast.loss import linear_gigpo_loss, linear_grpo_loss, rows_that_matter
 from gigpo_fast.recipes import recipe
+from gigpo_fast.rollouts import Recorder
 
 from .episodes import Steps, play
 from .frozen_lake import FrozenLakes, Tokenizer
@@ -33,14 +35,23 @@ class Settings:
     slippery: bool = False
     learning_rate: float = 1e-3
     gamma: float = 0.95
+    record: str | None = None  # a folder for the steps of every tenth update
 
 
-def credit(steps: Steps, settings: Settings) -> torch.Tensor:
+def credit(steps: Steps, settings: Settings, update: int = 0) -> torch.Tensor:
     """(S,) advantages: the episode level is GRPO, both levels together are GiGPO."""
     group = steps.trajectory // settings.group_size
     anchor = group_states(steps.observations, group).ids
     levels = gigpo_advantages(steps.rewards, steps.trajectory, group, anchor, gamma=settings.gamma)
-    return levels.episode if settings.algorithm == "grpo" else levels.advantages
+    used = levels.episode if settings.algorithm == "grpo" else levels.advantages
+    if settings.record is not None:
+        columns = {"task": group, "trajectory": steps.trajectory, "state": steps.observations, "action": steps.actions}
+        columns |= {"reward": steps.rewards, "success": steps.solved[steps.trajectory], "valid": steps.valid_action}
+        columns |= {"episode_advantage": levels.episode, "step_advantage": levels.step, "advantage": used, "state_id": anchor}
+        weight = 0.0 if settings.algorithm == "grpo" else 1.0
+        recorder = Recorder(pathlib.Path(settings.record) / f"{settings.algorithm}-seed{settings.seed}", every=10)
+        recorder.save(update, columns, settings={"gamma": settings.gamma, "step_weight": weight, "scale": None, "statistics": "corrected"})
+    return used
 
 
 def train(settings: Settings, on_update=lambda: None) -> dict:
@@ -56,7 +67,7 @@ def train(settings: Settings, on_update=lambda: None) -> dict:
     start = time.perf_counter()
     for update in range(settings.updates):
         steps = play(model, lakes, tokenizer, seed=settings.seed * settings.updates + update, generator=generator)
-        advantages = to_tokens(credit(steps, settings), step_ids(steps.mask))
+        advantages = to_tokens(credit(steps, settings, update), step_ids(steps.mask))
 
         skipped = learn(model, optimizer, steps, advantages, settings.algorithm)
         curves["success"].append(steps.solved.float().mean().item())
