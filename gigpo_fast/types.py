@@ -59,4 +59,8 @@ class LossOutput(NamedTuple):
             raise ValueError(
                 "LossOutput.merge: outputs must hold at least one LossOutput, got none; call it with the results of your micro-batches"
             )
+        if isinstance(outputs, LossOutput) or not all(isinstance(output, LossOutput) for output in outputs):
+            fix = "put micro-batches' results in a list, and make one of gathered tensors with LossOutput(...)"
+            got = "a single one" if isinstance(outputs, LossOutput) else "something else in it"
+            raise TypeError(f"LossOutput.merge: outputs must be a list of LossOutput, got {got}; {fix}")
         return LossOutput(torch.stack([output.loss for output in outputs]).sum(), merge([output.metrics for output in outputs]))

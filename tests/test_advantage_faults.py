@@ -301,7 +301,7 @@ def test_discount_outside_its_range(gamma):
         (dict(statistics="corrected"), r"statistics must be a GroupStatistics, got 'corrected'; pass CORRECTED, VERL_AGENT"),
         (dict(step_weight=-1.0), r"step_weight must be a finite number >= 0.0, got -1.0"),
         (dict(step_weight=float("inf")), r"step_weight must be a finite number >= 0.0, got inf"),
-        (dict(valid=torch.ones(4)), r"valid must be \(4,\) bool .*, got \(4,\) float32"),
+        (dict(valid=torch.ones(4)), r"valid must be \(4,\) bool, got \(4,\) float32; use valid.bool\(\)"),
         (dict(valid=torch.ones(3, dtype=torch.bool)), r"valid must be \(4,\), got \(3,\) bool"),
         (dict(step=torch.zeros(4)), r"step must be \(4,\) int64 .*, got \(4,\) float32; number the steps"),
         (dict(step_returns=torch.zeros(4, 1)), r"step_returns must be \(4,\), got \(4, 1\) float32; pass one score a row"),

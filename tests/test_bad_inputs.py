@@ -9,7 +9,7 @@ import gigpo_fast
 from gigpo_fast.distributed import Denominator, global_denominator
 from gigpo_fast.head import Head
 from gigpo_fast.logprob import linear_token_log_probs, token_log_probs
-from gigpo_fast.loss import LinearPolicyLoss, linear_policy_loss, plan_tokens, policy_loss, rows_that_matter
+from gigpo_fast.loss import LinearPolicyLoss, LossOutput, linear_policy_loss, plan_tokens, policy_loss, rows_that_matter
 from gigpo_fast.objective import (
     EntropyBonus,
     KLPenalty,
@@ -20,6 +20,7 @@ from gigpo_fast.objective import (
     TokenSum,
     TokenWeights,
 )
+from gigpo_fast.pairwise import PairwiseOutput, pairwise_loss
 from gigpo_fast.recipes import recipe
 from tests.loss_helpers import change, make_batch
 
@@ -330,3 +331,13 @@ def test_a_denominator_of_no_objective_is_told_where_to_find_one():
          lambda: global_denominator(B.mask))  # fmt: skip
     one, other = global_denominator(B.mask, objective=recipe("grpo").objective), global_denominator(B.mask, aggregation=TokenMean())
     assert one == other and one.counts == "tokens"
+
+
+def test_outputs_are_merged_from_a_list():
+    one = policy(denominator=6.0)
+    for wrong in (one, [tuple(one)], [one.loss]):
+        says(TypeError, "LossOutput.merge: outputs must be a list of LossOutput, got", lambda: LossOutput.merge(wrong))  # noqa: B023
+    torch.testing.assert_close(LossOutput.merge([one, LossOutput(*tuple(one))]).loss, 2 * one.loss)
+    pair = pairwise_loss(torch.tensor([-1.0, -2.0]), [[0, 1]], lengths=torch.ones(2), objective=recipe("simpo").objective)
+    says(TypeError, "PairwiseOutput.merge: outputs must be a list of PairwiseOutput, got", lambda: PairwiseOutput.merge(pair))
+    torch.testing.assert_close(PairwiseOutput.merge([pair]).loss, pair.loss)

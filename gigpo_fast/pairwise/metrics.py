@@ -38,6 +38,10 @@ class PairwiseOutput(NamedTuple):
             raise ValueError(
                 "PairwiseOutput.merge: outputs must hold at least one PairwiseOutput, got none; call it with your micro-batches' results"
             )
+        if isinstance(outputs, PairwiseOutput) or not all(isinstance(output, PairwiseOutput) for output in outputs):
+            fix = "put micro-batches' results in a list, and make one of gathered tensors with PairwiseOutput(...)"
+            got = "a single one" if isinstance(outputs, PairwiseOutput) else "something else in it"
+            raise TypeError(f"PairwiseOutput.merge: outputs must be a list of PairwiseOutput, got {got}; {fix}")
         return PairwiseOutput(
             torch.stack([output.loss for output in outputs]).sum(),
             torch.cat([output.losses for output in outputs]),
