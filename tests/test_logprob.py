@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 
+import gigpo_fast
 from gigpo_fast import backend
 from gigpo_fast.head import Head
 from gigpo_fast.logprob import linear_token_log_probs, token_log_probs
@@ -250,6 +251,32 @@ def test_impossible_tokens(path):
     assert log_probs[0].item() == pytest.approx(-math.log(2)) and entropy[0].item() == pytest.approx(math.log(2))
     assert log_probs[1].item() == -math.inf and math.isnan(log_probs[2].item())
     assert gradient[0].tolist() == pytest.approx([0.5, 0.0, -0.5]) and torch.count_nonzero(gradient[1:]) == 0
+
+
+@pytest.mark.parametrize("how", ["backward", "torch.func", "batched gradients"])
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("wrong", [-100, -1, 7, 2**40])
+def test_a_token_that_is_none_makes_its_own_gradient_nan_unless_it_is_masked(wrong, path, how):
+    logits, hidden, weight = torch.randn(3, 7), torch.randn(3, 5), torch.randn(7, 5)
+    ids = torch.tensor([2, wrong, wrong])
+    used = torch.tensor([True, True, False])
+
+    def loss(function, *tensors):
+        return torch.where(used, function(*tensors, ids).log_probs, 0).sum()
+
+    def gradient(function, *tensors):
+        if how == "torch.func":
+            return torch.func.grad(lambda x: loss(function, x, *tensors[1:]))(tensors[0])
+        x = tensors[0].clone().requires_grad_()
+        if how == "backward":
+            return torch.autograd.grad(loss(function, x, *tensors[1:]), x)[0]
+        value = function(x, *tensors[1:], ids).log_probs
+        return torch.autograd.grad(value, x, used.float().expand(2, 3), is_grads_batched=True)[0][1]
+
+    with backend.use(path), gigpo_fast.validation("metadata"):
+        for function, *tensors in ((token_log_probs, logits), (linear_token_log_probs, hidden, weight)):
+            found = gradient(function, *tensors)
+            assert bool(found[0].isfinite().all()) and bool(found[1].isnan().any()) and torch.count_nonzero(found[2]) == 0
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 4), (3, 0)])

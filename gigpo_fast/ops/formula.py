@@ -173,6 +173,8 @@ def gradients_of_rows(source, weight, bias, token_ids, scale, tanh_in, d_log_pro
         columns = torch.arange(found.p.shape[-1], device=found.p.device)
         # 1 - p by expm1 of the log-prob: 1 - p itself has no digits left where p is near 1.
         pull = torch.where(columns == token_ids.unsqueeze(-1), -torch.expm1(found.log_p), -found.p)
+        outside = (token_ids < 0) | (token_ids > columns.shape[0] - 1)  # a log-prob of NaN has a gradient of NaN
+        pull = torch.where(outside.unsqueeze(-1), torch.nan, pull)
         d_z, used = d_log_probs.unsqueeze(-1) * pull, d_log_probs != 0
     if d_entropy is not None:
         d_z, used = d_z - d_entropy.unsqueeze(-1) * found.p * found.spread, used | (d_entropy != 0)

@@ -57,6 +57,7 @@ def _setup_logits(ctx, inputs, output):
 
 def _backward_logits(ctx, d_log_probs, d_entropy, *_):
     logits, token_ids, scale, entropy, lse = ctx.saved_tensors
+    d_log_probs = _nan_outside(d_log_probs, token_ids, logits.shape[1])
     if transformed():
         need = [True, False, False]
         found = gradients_of_blocks(logits, None, None, token_ids, scale, ctx.tanh_in, d_log_probs, d_entropy, need)
@@ -163,8 +164,9 @@ def _setup_linear(ctx, inputs, output):
 def _backward_linear(ctx, d_log_probs, d_entropy, *_):
     hidden, weight, bias, token_ids, scale, entropy, lse = ctx.saved_tensors
     need = list(ctx.needs_input_grad[:3])
+    budget, _, group_name, columns = ctx.how
+    d_log_probs = _nan_outside(d_log_probs, token_ids, sum(columns) if group_name else weight.shape[0])
     if transformed():
-        budget, _, group_name, _ = ctx.how
         if group_name:
             raise RuntimeError(
                 "linear_token_log_probs: the backward of a vocabulary-parallel head must run outside of torch.func and forward mode, "
@@ -180,6 +182,12 @@ def _backward_linear(ctx, d_log_probs, d_entropy, *_):
 
 linear_token_log_probs.register_autograd(_backward_linear, setup_context=_setup_linear)
 no_transforms(linear_token_log_probs, "linear_token_log_probs")
+
+
+def _nan_outside(d_log_probs: Tensor, token_ids: Tensor, vocabulary: int) -> Tensor:
+    """NaN where a log-prob is NaN because its token is none, so that no finite gradient hides it; 0 stays 0, as at masked tokens."""
+    outside = (token_ids < 0) | (token_ids >= vocabulary)
+    return torch.where(outside & (d_log_probs != 0), torch.nan, d_log_probs)
 
 
 def _empty_rows(scale: Tensor, n: int) -> _Found:
