@@ -1,8 +1,6 @@
-"""Shared test set-up: full validation, one hypothesis profile, a fixed seed."""
+"""Shared test set-up: one hypothesis profile, a fixed seed. Validation is what users have, unless a test asks for another level."""
 
 import os
-
-os.environ.setdefault("GIGPO_FAST_VALIDATE", "full")
 
 import hypothesis
 import pytest

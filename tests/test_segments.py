@@ -117,6 +117,10 @@ def test_sorting_against_python(path, rows):
     assert order.tolist() == expected
     names = [rows[row][:2] for row in expected]
     assert segment.tolist() == [sum(a != b for a, b in zip(names[: i + 1], names[1 : i + 1])) for i in range(len(names))]
+    with backend.use(path):
+        *again, repeated = segments.sort_compared(outer, inner)
+    assert [key.tolist() for key in again] == [order.tolist(), segment.tolist()]
+    assert repeated is None if path == "torch" else bool(repeated) == (len(set(rows)) < len(rows))
 
 
 @needs_native
