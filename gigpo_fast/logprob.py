@@ -42,7 +42,8 @@ def token_log_probs(
     One read of the logits forward; one read and one write backward. Arithmetic in fp32 (fp64 for fp64 logits); results in
     that dtype, nats; the gradient in the dtype of the logits. A token id out of range raises where values are checked; elsewhere
     its log-prob is NaN, and so is the gradient that flows through it. `temperature` is a constant. Inside torch.func and forward mode
-    (jvp, vmap, Hessian-vector products) the same in plain torch over blocks of rows. Raises on unequal leading shapes, temperature <= 0, and on a backward through the backward outside of
+    (jvp, vmap, Hessian-vector products) the same in plain torch over blocks of rows. Raises on unequal leading shapes,
+    temperature <= 0, and on a backward through the backward outside of
     torch.func.
     """
     log_probs, entropy, _ = _from_logits("token_log_probs", logits, token_ids, temperature, logit_scale, softcap, vocab_size)
