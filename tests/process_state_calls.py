@@ -15,6 +15,7 @@ from torch import Tensor
 import gigpo_fast
 from gigpo_fast import advantage, anchor, distributed, logprob, loss, metrics, objective, packing, pairwise, recipes, reward, testing
 from gigpo_fast.objective import EntropyBonus, KLPenalty, PolicyObjective, SequenceMeanTokenMean, TokenMean
+from tests.process_state_files import record
 
 LEAVES = ("log_probs", "logits", "hidden", "weight", "entropy", "sequence_log_probs")  # what gradients are taken of
 DOUBLE = torch.float64
@@ -308,6 +309,8 @@ CALLS: dict[str, Callable[[Inputs], Any]] = {
     "distributed.with_all_rows": lambda b: D.with_all_rows(
         A.discounted_returns, {"rewards": b.rewards, "trajectory": b.trajectory}, gamma=0.9
     ),
+    "rollouts.write": record,
+    "rollouts.read": record,
     "packing.sequence_ids_of": lambda b: packing.sequence_ids_of(torch.tensor([0, 2, 5], device="cpu"), b.calls[:6]),
     "packing.sequence_ids_of_positions": lambda b: packing.sequence_ids_of_positions(b.calls),
     "recipes.recipe": _all_recipes,
