@@ -14,10 +14,11 @@ import triton.language as tl
 def expm1(x):
     """exp(x) - 1 without cancellation near 0 (Kahan): the error of exp(x) divides out against log of the same number."""
     y = tl.exp(x)
-    ordinary = (y != 1.0) & (y != 0.0)
+    ordinary = (y != 1.0) & (x >= -40.0)
     quotient = (y - 1.0) * (x / tl.log(tl.where(ordinary, y, 2.0)))
     finite = tl.where(x > 80.0, y, quotient)  # past that log(y) may be infinite, and the 1 is lost anyway
-    return tl.where(y == 1.0, x, tl.where(y == 0.0, -1.0, finite))
+    far = tl.where(x < -40.0, y - 1.0, finite)  # nothing cancels there, and log(y) of a subnormal y has few digits
+    return tl.where(y == 1.0, x, far)
 
 
 @triton.jit
