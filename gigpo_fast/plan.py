@@ -55,7 +55,7 @@ def plan_tokens(
 def check_plan(
     function: str, plan: Plan, mask: Tensor, advantages: Tensor, sequences: Sequences | None, objective: PolicyObjective
 ) -> None:
-    """Refuse a plan of another shape or kind of objective; which tokens it names is compared under full validation."""
+    """Refuse a plan of another shape or kind of objective; which tokens it names is compared where values are checked."""
     if not isinstance(plan, Plan):
         checks.fail(function, "plan", "a Plan or None", plan, "plan_tokens(mask, advantages, objective=...) makes it", error=TypeError)
     if sequences is not None and sequences.group_name:

@@ -44,7 +44,7 @@ def gae_advantages(
     the policy (VAPO's decoupled GAE): call twice. `length_adaptive_lambda` makes the tensor that VAPO uses.
     Whitening is a step of its own: `whiten(result.advantages, mask)`.
     Accumulated in float64 and rounded once. Carries no gradient. Waits for no GPU.
-    Raises for gamma or lam outside [0, 1]; under full validation also for numbers that are not finite.
+    Raises for gamma or lam outside [0, 1]; where values are checked also for numbers that are not finite.
     Source: GAE (arXiv 1506.02438), Eq. 16.
     """
     function = "gae_advantages"

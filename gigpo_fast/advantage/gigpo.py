@@ -46,7 +46,7 @@ def gigpo_advantages(
     Trajectories are (group, trajectory): labels may start again for every task. Step groups never cross tasks, even where `anchor`
     repeats a label; a state visited twice in a trajectory counts twice; a
     state seen once gives 0. Anchor -1, as `anchor.group_states` gives rows that are not valid, is no state: such a step gets 0
-    at the step level (an error under full validation, if valid). `episode_scores` and `step_returns` are used as they are, per
+    at the step level (an error where values are checked, if valid). `episode_scores` and `step_returns` are used as they are, per
     row, and may carry penalties; the mean score of a trajectory's rows is then its score in the group's statistics. Rows that
     are not valid are outside every statistic, returns skip them, and all four results are 0 there.
     `min_trajectories`: a state that fewer different trajectories visited gives 0; 2 leaves out the groups in which one trajectory
@@ -55,7 +55,7 @@ def gigpo_advantages(
     numbers, because a baseline belongs to the state and their actions were taken in it.
     Sums, means and deviations in float64, each result rounded once; the order of the rows changes no bit if `step` is given
     (without it rows must keep the time order of their trajectory). Carries no gradient. Waits for no GPU if labels are tensors.
-    Raises for float labels, gamma outside [0, 1], step_weight < 0, min_trajectories < 1; under full validation also for scores
+    Raises for float labels, gamma outside [0, 1], step_weight < 0, min_trajectories < 1; where values are checked also for scores
     that are not finite, a repeated (trajectory, step), and trajectory and group that are evidently swapped.
     Source: Eq. 3, 5, 7, 8 of GiGPO (arXiv 2505.10978).
     """

@@ -32,7 +32,7 @@ def gpg_advantages(
     rescale: "informative_groups" counts the rows of groups whose scores are not all equal (the paper); "nonzero_scores" counts the
     rows whose score is not 0 (verl's code); None leaves alpha 1. Counts span the ranks of process_group. `singleton`: "zero", or
     "raw" for the score itself, as verl passes it. Where nothing carries a gradient alpha is the number of rows, and the result 0.
-    Statistics in float64, result rounded once. Carries no gradient. Under full validation raises for scores that are not finite.
+    Statistics in float64, result rounded once. Carries no gradient. Where values are checked raises for scores that are not finite.
     Source: GPG (arXiv 2504.02546), F = 1 and alpha = B / (B - M) with M the rows of all-right and all-wrong groups.
     """
     function = "gpg_advantages"

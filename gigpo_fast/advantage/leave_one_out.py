@@ -25,7 +25,7 @@ def scaled_leave_one_out_advantages(
 
     Where the others are all equal, or only one, the difference is not divided. A group of one gives 0.
     Statistics in float64, result rounded once; the order of the rows changes no bit. Carries no gradient.
-    Under full validation raises for scores that are not finite.
+    Where values are checked raises for scores that are not finite.
     Source: NeMo-RL's GRPO (use_leave_one_out_baseline and normalize_rewards, its defaults).
     """
     function = "scaled_leave_one_out_advantages"

@@ -18,7 +18,7 @@ def maxrl_advantages(
     The same, slowly: `(scores[i] - scores[g].mean()) / scores[g].mean()` with `g = group == group[i]`; 0 where the mean is not positive.
 
     A group of one gives 0. Statistics in float64, result rounded once; the order of the rows changes no bit. Carries no gradient.
-    Under full validation raises for scores that are not finite.
+    Where values are checked raises for scores that are not finite.
     Source: maximum likelihood reinforcement learning (MaxRL, arXiv 2602.02710), as in prime-rl.
     """
     function = "maxrl_advantages"

@@ -66,7 +66,7 @@ def normalise(
     sqrt(sum centred^2 / (n - ddof)), as AReaL does; without it around the mean of its own level, as TRL and ROLL do.
     `statistics` gives eps, ddof and what groups of one and constant ones get; every row counts once. A batch of one is a group of
     one. "batch" spans the ranks of process_group; groups never span ranks here.
-    Statistics in float64, result rounded once. Carries no gradient. Under full validation raises for scores that are not finite.
+    Statistics in float64, result rounded once. Carries no gradient. Where values are checked raises for scores that are not finite.
     Source: TRL's scale_rewards, ROLL's reward_norm, AReaL's NormConfig, OpenRLHF's flash_reinforce (mean_over="batch", std_over=None).
     """
     function = "normalise"

@@ -23,7 +23,7 @@ def opo_advantages(
 
     Of `statistics` only `singleton` matters. A group without a token has no baseline and gives 0.
     Statistics in float64, result rounded once; the order of the rows changes no bit. Carries no gradient.
-    Under full validation raises for scores and lengths that are not finite and for negative lengths.
+    Where values are checked raises for scores and lengths that are not finite and for negative lengths.
     Source: OPO (arXiv 2505.23585): the optimal baseline with the squared gradient norm taken proportional to the length.
     """
     function = "opo_advantages"

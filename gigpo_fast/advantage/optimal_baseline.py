@@ -37,7 +37,7 @@ def optimal_token_baseline_advantages(
     the trained tokens of its sequence (responses with tool results between turns; verl's tir form; needed for packed tokens).
     Where only one response of the group is that long nothing can be compared: "raw" keeps the return, "zero" gives 0. Equal returns
     give exactly 0.
-    In float64, result rounded once. Carries no gradient. Under full validation raises for numbers that are not finite.
+    In float64, result rounded once. Carries no gradient. Where values are checked raises for numbers that are not finite.
     Source: The Optimal Token Baseline (arXiv 2602.07078), logit-gradient proxy; verl's optimal_token_baseline and tir form.
     """
     function = "optimal_token_baseline_advantages"

@@ -29,7 +29,7 @@ def max_at_k_advantages(
     With k=None, k is the group's size: the best row gets best minus second best, every other 0, and all 0 where the best is shared.
     Groups smaller than k use their own size; a group of one gives 0 ("raw": its score, over 1 + eps if scaled). scale="std" divides
     by the group's standard deviation + eps; constant groups give 0.
-    In float64, result rounded once. Carries no gradient. Under full validation raises for scores that are not finite.
+    In float64, result rounded once. Carries no gradient. Where values are checked raises for scores that are not finite.
     Source: PKPO's leave-one-out-minus-one estimator (arXiv 2505.15201); k=None is verl's grpo_passk.
     """
     function = "max_at_k_advantages"
@@ -72,7 +72,7 @@ def pass_at_k_advantages(
     (1 - R - C(n_wrong - 1, k - 1) / C(n - 1, k - 1)) / s for a wrong one, R = 1 - C(n_wrong, k) / C(n, k), s = sqrt(R (1 - R)).
     k=1 is GRPO with the population's deviation. Where every subset has the same reward, as in a constant group or one of at
     most k rows, the result is 0.
-    In float64, result rounded once. Carries no gradient. Under full validation raises for scores that are not finite.
+    In float64, result rounded once. Carries no gradient. Where values are checked raises for scores that are not finite.
     Source: Pass@k Training (arXiv 2508.10751), the analytical derivation.
     """
     function = "pass_at_k_advantages"

@@ -41,7 +41,7 @@ def discounted_returns(
 
     Without `step` the rows of a trajectory must stand in time order, other trajectories may stand in between; with it, any
     order will do. Rows that are not valid are skipped: they return 0 and the step before them is followed by the step after.
-    Accumulated in float64 and rounded once. Carries no gradient. Raises for gamma outside [0, 1]; under full validation also
+    Accumulated in float64 and rounded once. Carries no gradient. Raises for gamma outside [0, 1]; where values are checked also
     for rewards that are not finite and for a step that occurs twice in a trajectory.
     Source: Eq. 5 of GiGPO (arXiv 2505.10978).
     """

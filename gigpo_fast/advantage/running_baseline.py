@@ -35,7 +35,7 @@ def running_baseline_advantages(
             baselines[agent[i]] = decay * baselines[agent[i]] + (1 - decay) * scores[i]
 
     Rows that are not valid are skipped and get 0. All agents at once; in float64, result rounded once. Carries no gradient.
-    Under full validation raises for scores that are not finite and for agents outside [0, A).
+    Where values are checked raises for scores that are not finite and for agents outside [0, A).
     Source: SPIRAL's role-conditioned advantage estimation (arXiv 2506.24119), as in prime-rl.
     """
     function = "running_baseline_advantages"

@@ -68,7 +68,7 @@ def segment_advantages(
 
     Without a value of the prompt the tokens up to the first cut get 0, and a response without cuts gets 0 throughout. SPO then
     zeroes confident tokens: `torch.where(log_probs.exp() > 0.9, 0, advantages)`.
-    In float64, result rounded once. Carries no gradient. Under full validation raises for numbers that are not finite.
+    In float64, result rounded once. Carries no gradient. Where values are checked raises for numbers that are not finite.
     Source: SPO (arXiv 2505.23564), chain advantages.
     """
     function = "segment_advantages"
@@ -112,7 +112,7 @@ def tree_values(
 
     `depth` is the number of edges from a root to the deepest leaf, so that nothing is read back from a device. The children count
     equally: where a branch ends early this is not the mean of the leaves. In float64, rounded once. Carries no gradient.
-    Under full validation raises for parents outside [-1, V) and a depth that is too small.
+    Where values are checked raises for parents outside [-1, V) and a depth that is too small.
     Source: SPO's code (arXiv 2505.23564), tree advantages.
     """
     function = "tree_values"

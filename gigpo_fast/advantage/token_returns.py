@@ -27,7 +27,7 @@ def token_returns(
     With `carry` masked tokens are no time steps: a trained token is followed by the next trained one. Without, they are time
     steps with reward 0, so every one of them discounts once. Rewards at masked tokens are never read.
     Accumulated in float64 and rounded once. Carries no gradient. Waits for no GPU.
-    Raises for gamma outside [0, 1]; under full validation also for rewards that are not finite.
+    Raises for gamma outside [0, 1]; where values are checked also for rewards that are not finite.
     Source: REINFORCE; carry is verl's reinforce_plus_plus, no carry OpenRLHF's reinforce.
     """
     function = "token_returns"

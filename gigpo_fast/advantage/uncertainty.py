@@ -28,7 +28,7 @@ def semantic_entropy(
     The paper's display is log_probs given, normalised=False, expected=False: raw probabilities of whole responses, so the result
     is of the order of -log_probs and not at most log n. The default, shares of the group, is the discrete semantic entropy.
     expected=False with normalised masses averages -log m over clusters. log_probs given with normalised=True weighs by probability.
-    In float64. Carries no gradient. Under full validation raises for log_probs that are not finite.
+    In float64. Carries no gradient. Where values are checked raises for log_probs that are not finite.
     Source: SEED-GRPO (arXiv 2505.12346), Eq. 5; semantic entropy (arXiv 2302.09664).
     """
     function = "semantic_entropy"

@@ -78,7 +78,7 @@ def whiten(
     `counted` leaves tokens out of the statistics that are whitened all the same (SPO: the confident ones); where it selects
     nothing all of `mask` is counted. Numbers that are all equal give 0 (with keep_mean themselves), exactly. With a process_group
     mean and variance are those of all its ranks' numbers; None is this process alone.
-    Statistics in float64, two passes, result rounded once. Carries no gradient. Under full validation raises for numbers that are
+    Statistics in float64, two passes, result rounded once. Carries no gradient. Where values are checked raises for numbers that are
     not finite.
     Source: REINFORCE++ (arXiv 2501.03262), Eq. 6; PPO implementations since baselines.
     """

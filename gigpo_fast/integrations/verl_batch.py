@@ -81,7 +81,7 @@ def field(function: str, name: str, data: Any, places: Responses) -> Tensor:
 
 
 def check_mask(function: str, mask: Tensor) -> Tensor:
-    """`mask` as bool; of numbers everything but 0 is trained, and under full validation they must be 0 or 1."""
+    """`mask` as bool; of numbers everything but 0 is trained, and where values are checked they must be 0 or 1."""
     checks.tensor(function, "response_mask", mask)
     if mask.dtype == torch.bool:
         return mask

@@ -25,7 +25,7 @@ def kl_rewards(
     The same, slowly: `-coefficient * (log_probs - ref_log_probs) * mask`
 
     The estimators are those of the loss (gigpo_fast.objective). With the teacher as reference and coefficient 1 this is the
-    advantage of on-policy distillation. Carries no gradient. Under full validation raises for log-probs that are not finite.
+    advantage of on-policy distillation. Carries no gradient. Where values are checked raises for log-probs that are not finite.
     Source: InstructGPT (arXiv 2203.02155), Eq. 2; k1 in the reward estimates the gradient of the divergence without bias, k2 and k3
     do not.
     """
