@@ -123,7 +123,7 @@ def test_scope_and_needs():
     (lambda: PolicyObjective(surrogate="clip"), "PolicyObjective: surrogate must be a Surrogate block, got 'clip'"),
     (lambda: PolicyObjective(ratio=None), "PolicyObjective: ratio must be a Ratio block, got None"),
     (lambda: PolicyObjective(divergence=K3()), r"PolicyObjective: divergence must be a KLPenalty block, got K3"),
-    (lambda: recipe("pgo"), "recipe: name must be that of a recipe, got 'pgo'; the nearest are 'rpo', 'ppo', 'p3o', .*PolicyObjective composes anything else"),
+    (lambda: recipe("pgo"), "recipe: name must be that of a recipe, got 'pgo'; the nearest are 'tpo', 'rpo', 'ppo', .*PolicyObjective composes anything else"),
     (lambda: recipe("grpo", clip=0.2), r"recipe: 'grpo' takes the settings .*'clip_low'.*, got \['clip'\]"),
 ])  # fmt: skip
 def test_wrong_settings_are_refused(make, message):
