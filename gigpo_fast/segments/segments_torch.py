@@ -102,7 +102,8 @@ def _exact_sums(of_rows: Callable[[slice, Tensor], Tensor], counted: Tensor, seg
 
     of_rows(rows, segment[rows]) gives the numbers of some rows; on a CPU in blocks, whose temporaries stay in its cache.
     """
-    high, low = segment.new_zeros(2, size).unbind()
+    like = of_rows(slice(0, 0), segment[:0]).to(torch.int64)  # under vmap the numbers are batched though the labels are not
+    high, low = like.new_zeros(size), like.new_zeros(size)
     step = _BLOCK if segment.device.type == "cpu" else max(segment.shape[0], 1)
     for start in range(0, segment.shape[0], step):
         rows = slice(start, start + step)
