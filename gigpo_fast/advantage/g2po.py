@@ -1,5 +1,7 @@
 """G2PO: a step by the value of the state it led to, among steps from the same state and among all steps of the task."""
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from .graph import episode_advantages
 from .moments import moments, standardise
 from .returns import returns_to_go, trajectory_sums
 from .statistics import VERL_AGENT, GroupStatistics, check_options
-from .transitions import last_rows, read_transitions
+from .transitions import read_transitions
 
 
 def g2po_advantages(
@@ -55,7 +57,7 @@ def g2po_advantages(
     counted = arguments.validity(function, valid, "rewards", rewards)
     values = arguments.scores(function, "rewards", rewards, counted)
     edges = read_transitions(function, trajectory, group, anchor, success, None, step, counted)
-    taken, last = edges.taken, last_rows(edges.timeline)
+    taken, last = edges.taken, edges.taken & (edges.following < 0)
     scores = trajectory_sums(values, edges.timeline._replace(valid=counted))
     won = edges.success if success is not None else last & (scores == success_value)
 
@@ -66,7 +68,7 @@ def g2po_advantages(
     own = reached
     if step_penalties is not None:
         own = reached + arguments.scores(function, "step_penalties", step_penalties, counted)
-    among = GroupStatistics(eps=statistics.eps, ddof=statistics.ddof)
+    among = dataclasses.replace(statistics, singleton="zero", zero_variance="zero")
     node = standardise(own, moments(own, taken, edges.state, ddof=statistics.ddof), scale, among)
     gain = reached - value
     edge = standardise(gain, moments(gain, taken, edges.group, ddof=statistics.ddof), scale, among)

@@ -1,5 +1,7 @@
 """GraphGPO: credit of a step by how near to success it led, among the steps taken in the same state."""
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -66,7 +68,7 @@ def graph_advantages(
     known = counted & distance.isfinite()
     raw = torch.where(known, credit * decay ** torch.where(known, distance, 0.0), 0.0)
     of_state = moments(raw, known, edges.state, ddof=statistics.ddof)
-    graph = torch.where(known, standardise(raw, of_state, scale, _of_states(statistics)), 0.0)
+    graph = torch.where(known, standardise(raw, of_state, scale, dataclasses.replace(statistics, singleton="zero")), 0.0)
 
     dtype = arguments.result_dtype(rewards, episode_scores)
     episode = episode_advantages(function, values, episode_scores, counted, edges, scale, statistics, dtype)
@@ -90,7 +92,3 @@ def episode_advantages(
         return whole_trajectories(scores, edges.group, names, scale, statistics, counted)
     scores = arguments.scores(function, "episode_scores", episode_scores, counted)
     return group_advantages(scores, edges.group, scale=scale, statistics=statistics, trajectory=names, valid=counted)
-
-
-def _of_states(statistics: GroupStatistics) -> GroupStatistics:
-    return GroupStatistics(eps=statistics.eps, ddof=statistics.ddof, zero_variance=statistics.zero_variance)

@@ -1,16 +1,18 @@
 """Hindsight: a step's return weighed by how much likelier its action looks to the policy once it knows how the episode ended."""
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
 from .. import checks
 from ..types import GiGPOAdvantages
 from . import arguments
-from .group import check_not_swapped, group_advantages, whole_trajectories
+from .group import group_advantages, whole_trajectories
 from .moments import moments, standardise
-from .returns import first_rows, returns_to_go, time_order, trajectory_sums
+from .returns import returns_to_go, trajectory_sums
 from .statistics import CORRECTED, GroupStatistics, check_options
-from .transitions import following_rows, last_rows, numbered
+from .transitions import following_rows, in_time
 
 
 def hindsight_advantages(
@@ -55,21 +57,19 @@ def hindsight_advantages(
     values = arguments.scores(function, "rewards", rewards, counted)
     likely = arguments.scores(function, "hindsight", hindsight, counted)
     own, task = (arguments.labels(function, name, label, counted) for name, label in (("trajectory", trajectory), ("group", group)))
-    label, own = own, numbered(task, own)
-    timeline = time_order(function, own, arguments.steps(function, step, counted), counted, all_valid=False)
-    check_not_swapped(function, label, task, counted, lambda: first_rows(timeline))
+    timeline = in_time(function, own, task, step, counted)
+    after = following_rows(timeline)
     if episode_scores is None:
         scores = trajectory_sums(values, timeline)
     else:
         scores = arguments.scores(function, "episode_scores", episode_scores, counted)
 
-    ratio = likely / moments(likely, counted, own, ddof=1).mean
-    at_end = torch.where(last_rows(timeline), scores, 0.0)
+    ratio = likely / moments(likely, counted, own, task, ddof=1).mean
+    at_end = torch.where(counted & (after < 0), scores, 0.0)
     weighed = torch.where(counted, ratio.clamp(low, high) * returns_to_go(at_end, timeline, gamma), 0.0)
-    after = following_rows(timeline)
     later = torch.where(after >= 0, weighed[after.clamp(min=0)], weighed)
     weighed = (1.0 - smoothing) * weighed + smoothing * later
-    among = GroupStatistics(eps=statistics.eps, ddof=statistics.ddof)
+    among = dataclasses.replace(statistics, singleton="zero", zero_variance="zero")
     micro = standardise(weighed, moments(weighed, counted, task, ddof=statistics.ddof), "std", among)
     if spare_successes:
         micro = torch.where(scores > 0.0, micro.clamp(min=0.0), micro)

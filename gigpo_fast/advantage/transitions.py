@@ -72,14 +72,13 @@ def read_transitions(
     )
     task, lone = numbered(task), state == -1
     taken = counted & (alone | ~lone)
-    timeline = time_order(function, numbered(task, own), arguments.steps(function, step, counted), taken, all_valid=False)
-    check_not_swapped(function, own, task, taken, lambda: first_rows(timeline))
+    timeline = in_time(function, own, task, step, taken)
+    following = following_rows(timeline)
     ended = torch.zeros_like(counted)
     if success is not None:
         flagged = checks.mask(function, success, tuple(counted.shape), counted.device, name="success")
-        ended = last_rows(timeline) & anywhere(flagged & counted, timeline)
+        ended = taken & (following < 0) & anywhere(flagged & counted, timeline)
 
-    following = following_rows(timeline)
     after = torch.where(following >= 0, state[following.clamp(min=0)], -1)
     if next_anchor is not None:
         given = arguments.labels(function, "next_anchor", next_anchor, counted, as_numbers=True)
@@ -93,6 +92,14 @@ def read_transitions(
     both = numbered(*keys)
     before, reached = both[: state.shape[0]], both[state.shape[0] :]
     return Transitions(before, torch.where(taken & (after != -1), reached, -1), following, ended, taken, task, timeline)
+
+
+def in_time(function: str, trajectory: Tensor, group: Tensor, step: Tensor | list | None, counted: Tensor) -> Timeline:
+    """The counted rows in time order, trajectories compared within their group; refuses labels that are evidently swapped."""
+    times = arguments.steps(function, step, counted)
+    timeline = time_order(function, trajectory, times, counted, all_valid=False, group=group)
+    check_not_swapped(function, trajectory, group, counted, lambda: first_rows(timeline))
+    return timeline
 
 
 def numbered(*labels: Tensor) -> Tensor:
@@ -109,11 +116,6 @@ def following_rows(timeline: Timeline) -> Tensor:
     linked = (segment[1:] == segment[:-1]) & counted[1:] & counted[:-1]
     following[:-1] = torch.where(linked, order[1:], -1)
     return to_rows(following, order)
-
-
-def last_rows(timeline: Timeline) -> Tensor:
-    """(S,) bool, the last counted row of each trajectory."""
-    return timeline.valid & (following_rows(timeline) < 0)
 
 
 def anywhere(flag: Tensor, timeline: Timeline) -> Tensor:

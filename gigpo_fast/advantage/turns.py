@@ -1,5 +1,6 @@
 """Turn-level credit: returns and gains compared between the turns of the same number of a task's trajectories."""
 
+import dataclasses
 from typing import NamedTuple
 
 import torch
@@ -8,11 +9,10 @@ from torch import Tensor
 from .. import checks
 from ..segments import segment_max, segment_totals, sort_segments, to_rows
 from . import arguments
-from .group import check_not_swapped
 from .moments import moments, standardise
-from .returns import Timeline, first_rows, returns_to_go, time_order
+from .returns import Timeline, first_rows, returns_to_go
 from .statistics import CORRECTED, GroupStatistics, check_options
-from .transitions import numbered
+from .transitions import in_time
 
 
 class TurnGains(NamedTuple):
@@ -93,7 +93,7 @@ def turn_gain_advantages(
     counted = arguments.validity(function, valid, "gains", gains)
     values = arguments.scores(function, "gains", gains, counted)
     task, timeline = _turns_in_time(function, trajectory, group, step, counted)
-    among = GroupStatistics(eps=statistics.eps, ddof=statistics.ddof, zero_variance=statistics.zero_variance)
+    among = dataclasses.replace(statistics, singleton="zero")
     z = standardise(values, moments(values, counted, task, _turn_numbers(timeline), ddof=statistics.ddof), scale, among)
     z = torch.where(counted, z, 0.0)
     terms = returns_to_go(counted.to(torch.float64), timeline, 1.0).clamp(min=1.0)
@@ -105,9 +105,7 @@ def turn_gain_advantages(
 
 def _turns_in_time(function: str, trajectory, group, step, counted: Tensor) -> tuple[Tensor, Timeline]:
     own, task = (arguments.labels(function, name, label, counted) for name, label in (("trajectory", trajectory), ("group", group)))
-    timeline = time_order(function, numbered(task, own), arguments.steps(function, step, counted), counted, all_valid=False)
-    check_not_swapped(function, own, task, counted, lambda: first_rows(timeline))
-    return task, timeline
+    return task, in_time(function, own, task, step, counted)
 
 
 def _turn_numbers(timeline: Timeline) -> Tensor:
