@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..collectives import largest_over_ranks, sum_over_ranks
-from ..segments import dense_labels, segment_sum
+from ..segments import dense_labels, segment_max, segment_sum
 
 
 class Sequences(NamedTuple):
@@ -98,6 +98,12 @@ class TokenBatch(NamedTuple):
         values = values if self.mask is None else torch.where(self.mask, values, 0)
         ids = dense_labels(labels)
         return segment_sum(values, ids, ids.shape[0])[ids]
+
+    def label_largest(self, values: Tensor, labels: Tensor) -> Tensor:
+        """(n,) for each token the largest of `values` over the trained tokens with the same label (any integers); -inf if there is none."""
+        values = values if self.mask is None else torch.where(self.mask, values, float("-inf"))
+        ids = dense_labels(labels)
+        return segment_max(values, ids, float("-inf"))[ids]
 
     def total(self, values: Tensor) -> Tensor:
         """Sum over the trained tokens; what an untrained token holds cannot matter."""

@@ -6,7 +6,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..segments import dense_labels, segment_max
 from ..settings import number
 from .batch import TokenBatch
 from .block import Scope
@@ -42,16 +41,9 @@ class GroupContrast(Surrogate):
             wrong_score = score
         else:  # shifted by the group's largest score, so that nothing overflows
             scaled = score / self.temperature
-            top = self._largest(batch, torch.where(right, float("-inf"), scaled).detach(), groups)
+            top = batch.label_largest(torch.where(right, float("-inf"), scaled).detach(), groups)
             top = torch.where(mixed, top, 0)
             inner = torch.where(mixed & ~right, scaled - top, 0)
             mean = batch.label_sums(torch.where(right, 0, share * torch.exp(inner)), groups) / wrongs
             wrong_score = self.temperature * (torch.log(torch.where(mixed, mean, 1)) + top)
         return torch.where(mixed, torch.where(right, -score / rights, wrong_score / wrongs), 0)
-
-    @staticmethod
-    def _largest(batch: TokenBatch, values: Tensor, labels: Tensor) -> Tensor:
-        """(n,) the largest of `values` over the trained tokens with the same label."""
-        ids = dense_labels(labels)
-        values = values if batch.mask is None else torch.where(batch.mask, values, float("-inf"))
-        return segment_max(values, ids, float("-inf"))[ids]

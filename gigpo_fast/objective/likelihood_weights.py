@@ -29,5 +29,10 @@ class AdvantageWeight(Weighting):
     known_on_policy: ClassVar[bool] = True
 
     def factor(self, batch: TokenBatch) -> Tensor:
-        weight = torch.exp(batch.advantages / self.temperature)
-        return weight if self.maximum is None else weight.clamp(max=self.maximum)
+        return advantage_weight(batch.advantages, self.temperature, self.maximum)
+
+
+def advantage_weight(advantages: Tensor, temperature: float, maximum: float | None) -> Tensor:
+    """(n,) min(exp(A / temperature), maximum)."""
+    weight = torch.exp(advantages / temperature)
+    return weight if maximum is None else weight.clamp(max=maximum)

@@ -3,11 +3,11 @@
 import dataclasses
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from ..settings import number
 from .batch import TokenBatch
+from .likelihood_weights import advantage_weight
 from .surrogate import Surrogate
 
 
@@ -30,5 +30,4 @@ class AdvantageWeightedNLL(Surrogate):
     known_on_policy: ClassVar[bool] = True
 
     def loss(self, batch: TokenBatch, log_ratio: Tensor) -> Tensor:
-        weight = torch.exp(batch.advantages / self.temperature)
-        return -(weight if self.maximum is None else weight.clamp(max=self.maximum)) * batch.log_probs
+        return -advantage_weight(batch.advantages, self.temperature, self.maximum) * batch.log_probs

@@ -6,7 +6,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..segments import dense_labels, segment_max
 from ..settings import number
 from .batch import TokenBatch
 from .block import Scope
@@ -42,8 +41,7 @@ class RewardLabels(Surrogate):
     @staticmethod
     def _log_one_plus(batch: TokenBatch, exponents: Tensor, share: Tensor, kind: Tensor, groups: Tensor) -> Tensor:
         """(n,) log(1 + sum of exp) over the answers of one kind in the token's group, shifted by the largest so that nothing overflows."""
-        ids = dense_labels(groups)
         kind = kind if batch.mask is None else kind & batch.mask
-        top = segment_max(torch.where(kind, exponents, 0).detach(), ids, 0.0).clamp(min=0)[ids]
+        top = batch.label_largest(torch.where(kind, exponents, float("-inf")).detach(), groups).clamp(min=0)
         inside = torch.where(kind, exponents - top, 0)
         return top + torch.log(torch.exp(-top) + batch.label_sums(torch.where(kind, share * torch.exp(inside), 0), groups))

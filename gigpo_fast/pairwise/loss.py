@@ -12,6 +12,7 @@ from ..values import all_finite, check_finite
 from . import metrics
 from .metrics import PairwiseOutput
 from .objective import PairwiseObjective
+from .pairs import in_range
 from .sequences import linear_sequence_log_probs
 
 
@@ -57,12 +58,7 @@ def pairwise_loss(
     given = _given(function, objective, dtype, (size,), log_probs.device, ref_log_probs, previous_log_probs, lengths)
     targets, weights = _per_pair(function, objective, dtype, count, log_probs.device, targets, weights)
     live = torch.ones(count, dtype=torch.bool, device=log_probs.device) if weights is None else weights != 0
-    outside = (live & ((pairs < 0) | (pairs >= size)).any(1)).any()
-    if (size == 0 and count[0]) or (checks.values_wanted(pairs, weights) and bool(outside)):
-        found = f"numbers from {int(pairs.min())} to {int(pairs.max())}"
-        checks.fail(function, "pairs", f"numbers in 0 .. {size - 1}", found, "count responses from 0; weight 0 leaves a pair out")
-    log_probs = log_probs * torch.ones_like(log_probs).masked_fill(outside, float("nan"))  # where checking would wait
-    pairs = pairs.clamp(0, max(size - 1, 0))
+    pairs, log_probs = in_range(function, pairs, log_probs, live, "count responses from 0; weight 0 leaves a pair out")
     # Indexing by a tensor, whose gradient adds up in a fixed order. A pair that is left out is a harmless one before anything is computed.
     pick = lambda value: None if value is None else torch.where(live[:, None], value[pairs], 0)  # noqa: E731
     values, (ref, previous, lengths) = pick(log_probs.to(dtype)), (pick(value) for value in given)

@@ -20,6 +20,20 @@ def halves(sequences: int, *, device: torch.device | str | None = None) -> Tenso
     return torch.arange(rows, device="cpu" if device is None else device).view(2, -1).T.contiguous()
 
 
+def in_range(function: str, pairs: Tensor, log_probs: Tensor, live: Tensor | None, fix: str) -> tuple[Tensor, Tensor]:
+    """(pairs, log_probs): numbers outside the responses are refused where values are checked, and make log_probs NaN elsewhere.
+
+    `live` (P,) bool leaves pairs out of the question.
+    """
+    size = log_probs.shape[0]
+    outside = ((pairs < 0) | (pairs >= size)).any(1)
+    outside = (outside if live is None else outside & live).any()
+    if (size == 0 and pairs.shape[0]) or (checks.values_wanted(pairs, live) and bool(outside)):
+        found = f"numbers from {int(pairs.min())} to {int(pairs.max())}"
+        checks.fail(function, "pairs", f"numbers in 0 .. {size - 1}", found, fix)
+    return pairs.clamp(0, max(size - 1, 0)), log_probs * torch.ones_like(log_probs).masked_fill(outside, float("nan"))
+
+
 def all_pairs(
     scores: Tensor,  # (S,) float, the higher the better
     group: Tensor | list,  # (S,) int64 or a list of str or int, prompt of each response

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from .. import checks
 from ..inference import takes_inference_tensors
+from .pairs import in_range
 
 
 @takes_inference_tensors
@@ -34,13 +35,8 @@ def sorted_scores(
     checks.tensor(function, "ref_log_probs", ref_log_probs, **like, fix="score the responses with the reference policy")
     fix = "pass the numbers of the chosen and the rejected response, one pair a row"
     checks.tensor(function, "pairs", pairs, shape=(None, 2), dtypes=(torch.int64,), device=log_probs.device, fix=fix)
-    size = log_probs.shape[0]
-    outside = ((pairs < 0) | (pairs >= size)).any()
-    if (size == 0 and pairs.shape[0]) or (checks.values_wanted(pairs) and bool(outside)):
-        found = f"numbers from {int(pairs.min())} to {int(pairs.max())}"
-        checks.fail(function, "pairs", f"numbers in 0 .. {size - 1}", found, "count responses from 0")
-    log_probs = log_probs * torch.ones_like(log_probs).masked_fill(outside, float("nan"))  # where checking would wait
-    pairs, ref = pairs.clamp(0, max(size - 1, 0)), ref_log_probs.detach().to(log_probs.dtype)
+    pairs, log_probs = in_range(function, pairs, log_probs, None, "count responses from 0")
+    ref = ref_log_probs.detach().to(log_probs.dtype)
     if paired:
         of_pair = lambda value: value[pairs[:, 0]] - value[pairs[:, 1]]  # noqa: E731
         one, other = of_pair(log_probs), of_pair(ref)
