@@ -66,10 +66,9 @@ def read_transitions(
     device = torch.device("cpu") if like is None else like.device
     rows = torch.ones(arguments.rows_of_labels(function, "anchor", anchor), dtype=torch.bool, device=device)
     counted = arguments.validity(function, valid, "anchor", rows)
-    own, task, state = (
-        arguments.labels(function, name, label, counted)
-        for name, label in (("trajectory", trajectory), ("group", group), ("anchor", anchor))
-    )
+    own, task = (arguments.labels(function, name, label, counted) for name, label in (("trajectory", trajectory), ("group", group)))
+    given = None if next_anchor is None else arguments.labels(function, "next_anchor", next_anchor, counted, as_numbers=True)
+    state = arguments.labels(function, "anchor", anchor, counted, as_numbers=given is not None)
     task, lone = numbered(task), state == -1
     taken = counted & (alone | ~lone)
     timeline = in_time(function, own, task, step, taken)
@@ -80,9 +79,7 @@ def read_transitions(
         ended = taken & (following < 0) & anywhere(flagged & counted, timeline)
 
     after = torch.where(following >= 0, state[following.clamp(min=0)], -1)
-    if next_anchor is not None:
-        given = arguments.labels(function, "next_anchor", next_anchor, counted, as_numbers=True)
-        arguments.labels(function, "anchor", anchor, counted, as_numbers=True)
+    if given is not None:
         after = torch.where(given != -1, given, after)
     # One numbering for the states before and after; a row that leads nowhere known stands for its own state meanwhile.
     keys = [torch.cat([task, task]), torch.cat([state, torch.where(after != -1, after, state)])]
